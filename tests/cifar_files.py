@@ -1,0 +1,159 @@
+"""Writes files as CIFAR-10's authors did: pickles of Python 2, which today's pickle module reads but no longer writes.
+
+    python tests/cifar_files.py FULL_ARCHIVE_OR_FOLDER      cuts cifar-10-sample.tar.gz from the full data set
+"""
+
+import gzip
+import io
+import struct
+import sys
+import tarfile
+from pathlib import Path
+
+import numpy as np
+
+ROOT = Path(__file__).parent.parent
+TRAIN_FILES = [f"data_batch_{i}" for i in range(1, 6)]
+
+
+class Python2Pickler:
+    """Just enough of Python 2's pickle protocol 2 to write a batch file, instruction by instruction."""
+
+    def __init__(self):
+        self.out, self.memo = bytearray(b"\x80\x02"), 0
+
+    def put(self):
+        self.memo += 1
+        self.out += b"q" + bytes([self.memo]) if self.memo < 256 else b"r" + struct.pack("<I", self.memo)
+
+    def save(self, value):
+        match value:
+            case bytes():
+                short = len(value) < 256
+                self.out += b"U" + bytes([len(value)]) if short else b"T" + struct.pack("<i", len(value))
+                self.out += value
+                self.put()
+            case int():
+                code, form = (b"K", "<B") if 0 <= value < 256 else (b"M", "<H") if 0 <= value < 65536 else (b"J", "<i")
+                self.out += code + struct.pack(form, value)
+            case list():
+                self.out += b"]"
+                self.put()
+                for start in range(0, len(value), 1000):
+                    self.out += b"("
+                    for item in value[start : start + 1000]:
+                        self.save(item)
+                    self.out += b"e"
+            case dict():
+                self.out += b"}"
+                self.put()
+                self.out += b"("
+                for key, item in value.items():
+                    self.save(key)
+                    self.save(item)
+                self.out += b"u"
+            case np.ndarray():
+                self.save_array(value)
+            case _:
+                raise TypeError(f"CIFAR-10's files hold no {type(value).__name__}")
+
+    def save_array(self, array):
+        self.out += b"cnumpy.core.multiarray\n_reconstruct\n"
+        self.put()
+        self.out += b"cnumpy\nndarray\n"
+        self.put()
+        self.out += b"K\x00\x85"  # the tuple (0,)
+        self.put()
+        self.save(b"b")
+        self.out += b"\x87"  # (ndarray, (0,), 'b')
+        self.put()
+        self.out += b"R"  # _reconstruct(ndarray, (0,), 'b')
+        self.put()
+        self.out += b"(K\x01"  # the array's state begins: version 1, ...
+        self.save(array.shape[0])
+        self.save(array.shape[1])
+        self.out += b"\x86"
+        self.put()
+        self.out += b"cnumpy\ndtype\n"
+        self.put()
+        self.save(array.dtype.str[1:].encode())
+        self.out += b"K\x00K\x01\x87"  # dtype('u1', 0, 1)
+        self.put()
+        self.out += b"R"
+        self.put()
+        self.out += b"(K\x03"
+        self.save(b"|")
+        self.out += b"NNNJ\xff\xff\xff\xffJ\xff\xff\xff\xffK\x00t"
+        self.put()
+        self.out += b"b\x89"  # ..., dtype, not Fortran order, ...
+        self.save(array.tobytes())
+        self.out += b"t"
+        self.put()
+        self.out += b"b"
+
+
+def python2_pickle(value):
+    """Return `value` (dicts, lists, ints, bytes, 2-D arrays) as the bytes of a Python 2 pickle of protocol 2."""
+    pickler = Python2Pickler()
+    pickler.save(value)
+    return bytes(pickler.out + b".")
+
+
+def batch_bytes(images, labels, description=b"a batch", filenames=None):
+    """Return one batch file. images: uint8 (N, 32, 32, 3); labels: N whole numbers."""
+    rows = np.asarray(images, np.uint8).transpose(0, 3, 1, 2).reshape(len(images), -1)
+    return python2_pickle(
+        {
+            b"batch_label": description,
+            b"labels": [int(label) for label in labels],
+            b"data": rows,
+            b"filenames": list(filenames) if filenames else [b"image_%d.png" % i for i in range(len(images))],
+        }
+    )
+
+
+def meta_bytes(images_per_batch):
+    names = "airplane automobile bird cat deer dog frog horse ship truck".encode().split()
+    return python2_pickle({b"num_cases_per_batch": images_per_batch, b"label_names": names, b"num_vis": 3072})
+
+
+def tar_bytes(files, folder="cifar-10-batches-py"):
+    """Return an uncompressed tar archive of {name: content} as bytes; the same content gives the same bytes."""
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w", format=tarfile.USTAR_FORMAT) as archive:
+        for name, content in files.items():
+            member = tarfile.TarInfo(f"{folder}/{name}")
+            member.size = len(content)
+            archive.addfile(member, io.BytesIO(content))
+    return stream.getvalue()
+
+
+def cut_sample(source, per_class=30, test_per_class=50):
+    """Write cifar-10-sample.tar.gz: from each batch the first images of every class, class by turn.
+
+    The order (class 0, 1, … 9, 0, 1, …) keeps every stretch of the sample balanced, its validation split too.
+    """
+    import pickle  # the full data set is the official one here: its checksums are compared first
+
+    sys.path.insert(0, str(ROOT))
+    import data
+
+    _, checksums = data.load_with_checksums(source)
+    if checksums != data.OFFICIAL_MD5:
+        raise SystemExit("error: the sample is cut from the official files only")
+    files = {"batches.meta": meta_bytes(10 * per_class)}
+    for name in [*TRAIN_FILES, "test_batch"]:
+        batch = pickle.loads(Path(source, name).read_bytes(), encoding="bytes")
+        labels = np.array(batch[b"labels"])
+        count = test_per_class if name == "test_batch" else per_class
+        chosen = np.stack([np.flatnonzero(labels == label)[:count] for label in range(10)], axis=1).ravel()
+        images = batch[b"data"][chosen].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+        filenames = [batch[b"filenames"][i] for i in chosen]
+        files[name] = batch_bytes(images, labels[chosen], b"sample of " + batch[b"batch_label"], filenames)
+    (ROOT / "cifar-10-sample.tar.gz").write_bytes(gzip.compress(tar_bytes(files), 9, mtime=0))
+
+
+if __name__ == "__main__":
+    if len(sys.argv) != 2:
+        raise SystemExit(__doc__)
+    cut_sample(sys.argv[1])
