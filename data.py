@@ -99,7 +99,8 @@ MAX_IMAGES = MAX_FILE_BYTES // IMAGE_BYTES
 
 _VALUE_OPCODES = "BININT BININT1 BININT2 SHORT_BINSTRING BINSTRING BINPUT LONG_BINPUT"  # a few for every image
 _STRUCTURE_OPCODES = (  # a few for every file, or for every thousand images
-    "PROTO STOP MARK NONE NEWFALSE EMPTY_DICT EMPTY_LIST APPENDS SETITEMS TUPLE TUPLE1 TUPLE2 TUPLE3 GLOBAL REDUCE BUILD"
+    "PROTO STOP GLOBAL REDUCE BUILD NONE NEWFALSE MARK EMPTY_DICT SETITEMS EMPTY_LIST APPENDS"
+    " TUPLE TUPLE1 TUPLE2 TUPLE3"
 )
 OPCODE_LIMITS = dict.fromkeys(_VALUE_OPCODES.split(), 2 * MAX_IMAGES) | dict.fromkeys(_STRUCTURE_OPCODES.split(), 64)
 ALLOWED_GLOBALS = {  # as pickletools writes them: module, space, name
@@ -163,7 +164,8 @@ def _parse_batch(raw, name):
     match getattr(batch.get(b"data"), "state", None):
         case (1, (int(count), 3072), _Recorded(arguments=(b"u1", 0, 1)), False, bytes(pixels)):
             if len(pixels) != count * IMAGE_BYTES:
-                raise DataError(f"{name} is damaged: {count} images need {count * IMAGE_BYTES} bytes, not {len(pixels)}")
+                needed = count * IMAGE_BYTES
+                raise DataError(f"{name} is damaged: {count} images need {needed} bytes, not {len(pixels)}")
         case _:
             raise DataError(f"{name} is misshapen: its data are not an array of bytes of shape (N, {IMAGE_BYTES})")
 
@@ -265,8 +267,8 @@ def _download():
     except Exception as error:  # get_file raises a plain Exception when the server cannot be reached
         reason = " ".join(str(error).split())[:200]
         raise DataError(
-            f"the download of {URL} failed ({reason}). If you can get the archive another way, name it with --data PATH;"
-            " or use the small slice of it that is already here: --data sample"
+            f"the download of {URL} failed ({reason}). If you can get the archive another way, name it with"
+            " --data PATH; or use the small slice of it that is already here: --data sample"
         ) from None
     finally:
         socket.setdefaulttimeout(timeout)
@@ -321,8 +323,10 @@ def load_cifar10(source=None):
 
 def provenance(source, checksums):
     """Return what a run records about its data, for JSON: where from, which files, official or sample or neither."""
+    if source not in (None, "sample"):
+        source = str(Path(source).expanduser().resolve())  # so that it can be found again from another folder
     return {
-        "source": URL if source is None else "sample" if source == "sample" else str(Path(source).expanduser().resolve()),
+        "source": source,
         "official": checksums == OFFICIAL_MD5,
         "sample": checksums[TEST_FILE] == SAMPLE_TEST_MD5,
         "md5": dict(sorted(checksums.items())),
@@ -349,6 +353,19 @@ def plot_samples(images, labels, path, per_class=8):
             axis.imshow(image)
     figure.tight_layout()
     figure.savefig(path)
+
+
+def draw_network(network, path):
+    """Draw the graph of a Keras model to `path` (PNG), shapes shown, layer names not; return a line that says so.
+
+    Drawing needs pydot and the graphviz program; where they are missing, the line says how to get them.
+    """
+    Path(path).parent.mkdir(parents=True, exist_ok=True)
+    try:
+        keras.utils.plot_model(network, path, show_shapes=True, show_layer_names=False)
+    except ImportError:
+        return "No graph drawn: it needs `pip install pydot` and graphviz (`apt install graphviz`, `brew install graphviz`)"
+    return f"The network's graph: {path}"
 
 
 def main(arguments=None):

@@ -1,6 +1,6 @@
 """Writes files as CIFAR-10's authors did: pickles of Python 2, which today's pickle module reads but no longer writes.
 
-    python tests/cifar_files.py FULL_ARCHIVE_OR_FOLDER      cuts cifar-10-sample.tar.gz from the full data set
+python tests/cifar_files.py FULL_ARCHIVE_OR_FOLDER      cuts cifar-10-sample.tar.gz from the full data set
 """
 
 import gzip
@@ -113,7 +113,7 @@ def batch_bytes(images, labels, description=b"a batch", filenames=None):
 
 
 def meta_bytes(images_per_batch):
-    names = "airplane automobile bird cat deer dog frog horse ship truck".encode().split()
+    names = b"airplane automobile bird cat deer dog frog horse ship truck".split()
     return python2_pickle({b"num_cases_per_batch": images_per_batch, b"label_names": names, b"num_vis": 3072})
 
 
