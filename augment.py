@@ -101,8 +101,8 @@ _TRANSFORMING = {
 def scheme_settings(scheme):
     """Return the dict of keyword arguments for `scheme`: a key of SCHEMES, or such a dict itself.
 
-    Raises ValueError for an unknown key, for an ImageDataGenerator argument that is not supported here, and for a
-    fill_mode other than "reflect" and "nearest".
+    Raises ValueError for an unknown key, for an ImageDataGenerator argument that is not supported here, for a range
+    that is not a number, and for a fill_mode other than "reflect" and "nearest".
     """
     if not isinstance(scheme, dict):
         if scheme not in SCHEMES:
@@ -111,6 +111,9 @@ def scheme_settings(scheme):
     if unknown := sorted(set(scheme) - _STANDARDISING - _TRANSFORMING):
         known = ", ".join(sorted(_STANDARDISING | _TRANSFORMING))
         raise ValueError(f"a scheme cannot have {', '.join(unknown)}; it may have {known}")
+    for name in ("width_shift_range", "height_shift_range", "rotation_range", "shear_range", "zoom_range"):
+        if not isinstance(scheme.get(name, 0), int | float):
+            raise ValueError(f"{name} {scheme[name]!r} is not supported; a single number is")
     if scheme.get("fill_mode", "nearest") not in ("reflect", "nearest"):
         raise ValueError(f"fill_mode {scheme['fill_mode']!r} is not supported; use 'reflect' or 'nearest'")
     return scheme
@@ -293,11 +296,11 @@ def channel_statistics(images):
     return mean, np.sqrt(((values - mean[:, None]) ** 2 * shares).sum(axis=1))
 
 
-def zca_matrix(images, mean, std, epsilon):
-    """Return the ZCA whitening matrix, float64 (D, D), of uint8 `images` (N, H, W, C) after (images − mean) / std.
+def zca_matrix(images, mean, epsilon):
+    """Return the ZCA whitening matrix, float64 (D, D), of uint8 `images` (N, H, W, C) after images − mean.
 
-    mean, std: (C,), per channel. As in ImageDataGenerator, of the D×D matrix S of the mean products of two pixels,
-    with eigenvectors U and eigenvalues v:   W = U · diag(1 / (sqrt(v) + epsilon / sqrt(N))) · Uᵀ
+    mean: (C,), per channel. As in ImageDataGenerator, of the D×D matrix S of the mean products of two pixels, with
+    eigenvectors U and eigenvalues v:   W = U · diag(1 / (sqrt(v) + epsilon / sqrt(N))) · Uᵀ
 
     Directions in which the images do not vary at all have v = 0. With fewer images than pixels there always are some;
     what is computed for them is rounding noise, and dividing by it would ruin every image that was not in `images`
@@ -313,12 +316,13 @@ def zca_matrix(images, mean, std, epsilon):
         products += block.T @ block
         totals += block.sum(axis=0, dtype=np.float64)
     # The mean of (p − a)(q − b) is the mean of pq, minus b·(mean of p), minus a·(mean of q), plus ab.
-    offset, scale = np.tile(mean - 128, size // len(mean)), np.tile(std, size // len(std))  # (C,) -> (D,)
+    offset = np.tile(mean - 128, size // len(mean))  # (C,) -> (D,)
     cross = np.outer(totals / count, offset)
-    second_moments = (products / count - cross - cross.T + np.outer(offset, offset)) / np.outer(scale, scale)
+    second_moments = products / count - cross - cross.T + np.outer(offset, offset)
 
     variances, directions = np.linalg.eigh(second_moments)
-    varying = variances > variances.max() * size * np.finfo(float).eps
+    # What is below the rounding noise of this sum, whose terms reach 128², or of the largest variance, counts as none.
+    varying = variances > max(variances.max(), 128**2) * size * np.finfo(float).eps
     directions, deviations = directions[:, varying], np.sqrt(variances[varying])
     return (directions / (deviations + epsilon / np.sqrt(count))) @ directions.T
 
@@ -334,7 +338,8 @@ def standardiser(images, scheme):
     settings = scheme_settings(scheme)
     if images.dtype != np.uint8 or images.ndim != 4:
         raise ValueError(f"standardiser needs uint8 images (N, H, W, C), got {images.dtype} {images.shape}")
-    scales, whitens = settings.get("featurewise_std_normalization"), settings.get("zca_whitening")
+    whitens = settings.get("zca_whitening")
+    scales = settings.get("featurewise_std_normalization") and not whitens  # as in ImageDataGenerator: either, or
     mean, std = channel_statistics(images)
     std = std + 1e-6 if scales else np.ones_like(std)
     if not (settings.get("featurewise_center") or scales or whitens):  # scaling and whitening imply centring
@@ -343,7 +348,7 @@ def standardiser(images, scheme):
     # Normalization computes (x − mean) / sqrt(variance).
     stack = [keras.Input(images.shape[1:]), layers.Normalization(mean=mean, variance=std**2, dtype="float32")]
     if whitens:  # (B, H, W, C) -> (B, D) -> (B, D) -> (B, H, W, C)
-        matrix = zca_matrix(images, mean, std, settings.get("zca_epsilon", 1e-6))
+        matrix = zca_matrix(images, mean, settings.get("zca_epsilon", 1e-6))
         whiten = layers.Dense(len(matrix), use_bias=False, name="zca_whitening", dtype="float32")
         stack += [layers.Flatten(dtype="float32"), whiten, layers.Reshape(images.shape[1:], dtype="float32")]
     model = keras.Sequential(stack, name="standardiser")
