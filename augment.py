@@ -302,9 +302,10 @@ def zca_matrix(images, mean, epsilon):
     mean: (C,), per channel. As in ImageDataGenerator, of the D×D matrix S of the mean products of two pixels, with
     eigenvectors U and eigenvalues v:   W = U · diag(1 / (sqrt(v) + epsilon / sqrt(N))) · Uᵀ
 
-    Directions in which the images do not vary at all have v = 0. With fewer images than pixels there always are some;
-    what is computed for them is rounding noise, and dividing by it would ruin every image that was not in `images`
-    (ImageDataGenerator does). They are left out: the whitened image has nothing there.
+    Directions in which the images do not vary at all have v = 0. There are some with fewer images than pixels, with
+    pixels that never change, with images that repeat. What is computed for them is rounding noise, and dividing by it
+    would ruin every image that was not in `images` (as it does in ImageDataGenerator, but for the first case). They are
+    left out: the whitened image has nothing there.
     """
     rows = images.reshape(len(images), -1)  # (N, H, W, C) -> (N, D)
     count, size = rows.shape
@@ -384,6 +385,7 @@ def plot_whitening(images, standardise, path):
 
 
 def main(arguments=None):
+    """Draw the augmented and the whitened images: the command line of this step."""
     parser = argparse.ArgumentParser(description="Step 2: augmented and whitened images.")
     parser.add_argument("--data", metavar="SOURCE", help="a folder, a tar archive, or sample (default: fetch CIFAR-10)")
     parser.add_argument("--out", default="figures", metavar="DIR", help="folder for the figures (default: figures)")

@@ -179,8 +179,8 @@ def _parse_batch(raw, name):
 
     # A row holds one image plane by plane: 1024 red, 1024 green, 1024 blue bytes, each plane row by row.
     # (N, 3072) -> (N, C, H, W) -> (N, H, W, C). Get this wrong and the pictures show it at once, so we look at them.
-    images = np.frombuffer(pixels, np.uint8).reshape(count, 3, 32, 32).transpose(0, 2, 3, 1)
-    return images, np.array(labels, np.int64)
+    images = np.frombuffer(pixels, np.uint8).reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), np.array(labels, np.int64)
 
 
 def _check_meta(raw):
@@ -193,6 +193,10 @@ def _check_meta(raw):
 #
 # Both functions yield (file name, content). Nothing is ever written to disk, so no path in an archive can do harm;
 # and nothing is read beyond the size it could plausibly have.
+
+MAX_ARCHIVE_BYTES = len(ALL_FILES) * MAX_FILE_BYTES // 2
+MAX_HEADERS_BYTES = 128 * 2**10  # of all files in an archive together; tarfile keeps what it finds in headers
+MAX_EXTENSION_BYTES = 4 * 2**10  # of one header that extends another, for a long name or a time with fractions
 
 
 def _files_in_folder(folder):
@@ -208,10 +212,10 @@ def _files_in_folder(folder):
 
 
 class _LimitedReader:
-    """Reads from `file`, but no more than `limit` bytes in all: a small archive can unpack to gigabytes."""
+    """Reads from `file` until `left` bytes are used up: a small archive can unpack to gigabytes."""
 
-    def __init__(self, file, limit):
-        self.file, self.left = file, limit
+    def __init__(self, file, left):
+        self.file, self.left = file, left
 
     def read(self, size):
         block = self.file.read(size)
@@ -219,6 +223,17 @@ class _LimitedReader:
         if self.left < 0:
             raise DataError("it unpacks to more than CIFAR-10 could")
         return block
+
+
+class _LimitedHeader(tarfile.TarInfo):
+    """The header of a member. tarfile reads a header that extends another into memory whole, whatever its size."""
+
+    @classmethod
+    def frombuf(cls, buf, encoding, errors):
+        header = super().frombuf(buf, encoding, errors)
+        if not (header.isreg() or header.isdir()) and header.size > MAX_EXTENSION_BYTES:
+            raise DataError(f"{header.name[:80]!r} is not a plain file, or has a header of {header.size} bytes")
+        return header
 
 
 def _decompressed(path):
@@ -235,21 +250,28 @@ def _files_in_archive(path):
     try:
         # "r|" reads a tar file in one pass from front to back: seeking in a compressed file would mean starting again.
         with _decompressed(path) as file:
-            reader = _LimitedReader(file, len(ALL_FILES) * MAX_FILE_BYTES // 2)
-            with tarfile.open(fileobj=reader, mode="r|") as archive:
-                seen = set()
+            reader = _LimitedReader(file, MAX_HEADERS_BYTES)
+            with tarfile.open(fileobj=reader, mode="r|", tarinfo=_LimitedHeader) as archive:
+                seen, left = set(), MAX_ARCHIVE_BYTES
                 for position, member in enumerate(archive):
                     inside = PurePosixPath(member.name)
-                    if inside.is_absolute() or ".." in inside.parts or not (member.isreg() or member.isdir()):
+                    plain = (member.isreg() or member.isdir()) and not member.issparse()
+                    if inside.is_absolute() or ".." in inside.parts or not plain:
                         raise DataError(f"{member.name[:80]!r} is not a plain file inside it")
-                    if member.size > MAX_FILE_BYTES or position >= 100:
+                    left -= member.size
+                    if not 0 <= member.size <= MAX_FILE_BYTES or left < 0 or position >= 100:
                         raise DataError(f"{member.name[:80]!r} is too large, or one file too many, for CIFAR-10")
+                    reader.left += member.size
                     if not member.isreg() or inside.name not in ALL_FILES:
                         continue
                     if inside.name in seen:
                         raise DataError(f"it holds {inside.name} twice")
                     seen.add(inside.name)
                     yield inside.name, archive.extractfile(member).read()
+            # tarfile stops at the end mark; the checksum of a compressed file comes after it, and tells of any damage.
+            reader.left += MAX_FILE_BYTES
+            while reader.read(2**16):
+                pass
     except DataError as error:
         raise DataError(f"{path} is refused: {error}") from None
     except Exception as error:  # four libraries read hostile bytes here, each with exceptions of its own
@@ -279,9 +301,10 @@ def _download():
 
 def load_with_checksums(source=None):
     """Return (Cifar10, {file name: MD5}) from `source`; see load_cifar10 for what that may be and what is raised."""
-    path = _download() if source is None else SAMPLE if source == "sample" else Path(source).expanduser()
-    if not path.exists():
-        raise DataError(f"{path} does not exist; --data takes a folder, a tar archive, or the word sample")
+    path = _download() if source is None else SAMPLE if source == "sample" else Path(os.path.expanduser(source))
+    # os.path answers False where Path raises (a name too long for the system). A pipe or a device is neither of the two.
+    if not os.path.isdir(path) and not os.path.isfile(path):
+        raise DataError(f"there is no folder or file {path}; --data takes a folder, a tar archive, or the word sample")
     files = _files_in_folder(path) if path.is_dir() else _files_in_archive(path)
 
     batches, checksums = {}, {}
@@ -298,7 +321,7 @@ def load_with_checksums(source=None):
         raise DataError(f"{path} is not a complete CIFAR-10: {', '.join(missing)} missing")
 
     images, labels = (np.concatenate(part) for part in zip(*(batches[name] for name in TRAIN_FILES), strict=True))
-    x_test, y_test = (np.ascontiguousarray(part) for part in batches[TEST_FILE])
+    x_test, y_test = batches[TEST_FILE]
     # The last tenth of the training images is for validation: 5,000 of 50,000.
     cut = len(images) - len(images) // 10
     if cut == len(images) or len(x_test) == 0:
@@ -324,7 +347,7 @@ def load_cifar10(source=None):
 def provenance(source, checksums):
     """Return what a run records about its data, for JSON: where from, which files, official or sample or neither."""
     if source not in (None, "sample"):
-        source = str(Path(source).expanduser().resolve())  # so that it can be found again from another folder
+        source = os.path.realpath(os.path.expanduser(source))  # so that it can be found again from another folder
     return {
         "source": source,
         "official": checksums == OFFICIAL_MD5,
@@ -364,11 +387,12 @@ def draw_network(network, path):
     try:
         keras.utils.plot_model(network, path, show_shapes=True, show_layer_names=False)
     except ImportError:
-        return "No graph drawn: it needs `pip install pydot` and graphviz (`apt install graphviz`, `brew install graphviz`)"
+        return "No graph drawn: that needs pydot (pip install pydot) and graphviz (apt install graphviz)"
     return f"The network's graph: {path}"
 
 
 def main(arguments=None):
+    """Print the six shapes and draw the samples: the command line of this step."""
     parser = argparse.ArgumentParser(description="Step 1: CIFAR-10, its shapes and eight images of each class.")
     parser.add_argument("--data", metavar="SOURCE", help="a folder, a tar archive, or sample (default: fetch CIFAR-10)")
     parser.add_argument("--out", default="figures", metavar="DIR", help="folder for the figure (default: figures)")

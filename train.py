@@ -35,8 +35,9 @@ import threading
 # up: the files in a run's folder are complete at every instant. This stands before the imports because they take
 # seconds, and somebody may press Ctrl-C then.
 
-STOP_SIGNALS = {signal.SIGINT, signal.SIGTERM}
-_farewell = "nothing has been written yet"
+# A signal that is ignored when the program starts (by nohup, or a script's `&`) stays ignored.
+STOP_SIGNALS = {number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN}
+_farewell = "nothing has been written; give the same command again"
 
 
 def _stop_on_signal():
@@ -56,11 +57,10 @@ import itertools
 import json
 import math
 import platform
+import shlex
 import shutil
 import tempfile
 import time
-import zipfile
-import zlib
 from pathlib import Path
 
 import augment  # before Keras: it quietens TensorFlow
@@ -136,7 +136,7 @@ RECIPES = {
             "optimizer": "sgd",
             "learning_rate": 0.1,  # the peak
             "schedule": "warmup_cosine",  # up in the first quarter, then down to zero: large steps first, then settle
-            # Decoupled: w −= rate · decay · w at each step. With momentum 0.9 it acts like the paper's 5e-4 in the loss.
+            # Decoupled: w −= rate · decay · w at each step. With momentum 0.9 it acts like the paper's 5e-4.
             "weight_decay": 5e-3,
             "label_smoothing": 0.1,
             "scheme": 4,  # the paper's 4-pixel shift, mean and standard deviation
@@ -161,6 +161,8 @@ def learning_rate(settings, steps_per_epoch):
     if settings["schedule"] == "warmup_cosine":
         warmup = total // 4
         return keras.optimizers.schedules.CosineDecay(0.0, total - warmup, warmup_target=rate, warmup_steps=warmup)
+    if settings["schedule"] != "constant":
+        raise ValueError(f"there is no schedule {settings['schedule']!r}")
     return rate
 
 
@@ -169,6 +171,8 @@ def make_optimizer(settings, steps_per_epoch):
     rate = learning_rate(settings, steps_per_epoch)
     if settings["optimizer"] == "rmsprop":
         return keras.optimizers.RMSprop(rate)
+    if settings["optimizer"] != "sgd":
+        raise ValueError(f"there is no optimizer {settings['optimizer']!r}")
     decay = settings["weight_decay"] or None
     optimizer = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=decay)
     if decay:  # biases, scales and shifts are few and no cause of overfitting
@@ -209,10 +213,8 @@ def write_atomically(path, write):
     except (OSError, RuntimeError) as error:  # h5py reports a full disk as either
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        reason = getattr(error, "strerror", None) or " ".join(str(error).split())[:120]
-        raise RunError(
-            f"{path} cannot be written ({reason}); the last complete state in its folder is intact"
-        ) from None
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:120]
+        raise RunError(f"{path} cannot be written ({reason}); what its folder held before is intact") from None
 
 
 def write_json(path, content):
@@ -249,7 +251,7 @@ def lock(run_dir):
 def save_state(run_dir, network, optimizer, progress):
     """Write state.npz: all that is needed to go on after this epoch, in one file and without pickle."""
     arrays = {f"network_{i}": value for i, value in enumerate(network.get_weights())}
-    arrays |= {f"optimizer_{i}": np.asarray(variable) for i, variable in enumerate(optimizer.variables)}
+    arrays |= {f"optimizer_{i}": keras.ops.convert_to_numpy(v) for i, v in enumerate(optimizer.variables)}
     arrays["progress"] = np.array(json.dumps(progress))
     write_atomically(run_dir / "state.npz", lambda temporary: np.savez(temporary, **arrays))
 
@@ -267,8 +269,11 @@ def load_state(run_dir, network, optimizer):
         epochs = {len(progress["seconds"]), *map(len, progress["history"].values())}
         if arrays or len(epochs) != 1 or progress["starting_epoch"] + progress["best_epoch"] < 1:
             raise ValueError("its parts do not belong together")
-    except (OSError, EOFError, ValueError, KeyError, TypeError, MemoryError, zipfile.BadZipFile, zlib.error) as error:
-        raise RunError(f"{path} is truncated or not a state of this run ({str(error)[:80]})") from None
+    except Exception as error:  # zip, NumPy, JSON and Keras: each has ways of its own to find a file damaged
+        reason = " ".join(str(error).split())[:80]
+        raise RunError(
+            f"{path} is damaged or not a state of this run ({reason}); delete it, and the run begins again"
+        ) from None
     return progress
 
 
@@ -326,6 +331,7 @@ class RunRecorder(keras.callbacks.Callback):
         self.opened_at = self.epochs_done
 
     def on_epoch_begin(self, epoch, logs=None):
+        """Give the dropout layers the masks of this epoch, and note the learning rate and the time."""
         # Dropout layers draw from a state that runs on from epoch to epoch and is not saved with the weights.
         for i, layer in enumerate(network_of(self.model).layers):
             if hasattr(layer, "seed_generator"):
@@ -336,6 +342,7 @@ class RunRecorder(keras.callbacks.Callback):
         self.started = time.perf_counter(), time.process_time()
 
     def on_epoch_end(self, epoch, logs=None):
+        """Write the state, and then everything else; RunError if the loss is no longer a number."""
         values = {name: float(value) for name, value in logs.items() if name != "learning_rate"}
         values["learning_rate"] = self.rate
         if not all(map(math.isfinite, values.values())):
@@ -363,7 +370,12 @@ class RunRecorder(keras.callbacks.Callback):
             writer.close()
 
     def _save_best_weights(self, network):
-        write_atomically(self.run_dir / "best.weights.h5", network.save_weights)
+        def write(temporary):
+            # Where the disk is full HDF5 does not only fail, it crashes the process. So find out before.
+            temporary.write_bytes(bytes(8 * network.count_params()))  # twice what is needed
+            network.save_weights(temporary)
+
+        write_atomically(self.run_dir / "best.weights.h5", write)
 
     def _log_to_tensorboard(self, row):
         step = range(self.progress["starting_epoch"], self.epochs_done)[row]
@@ -609,7 +621,7 @@ def parse_arguments(arguments):
         argument_default=argparse.SUPPRESS,
     )
     add = parser.add_argument
-    add("network", nargs="?", choices=["svgg", "wrn"], help="the simplified VGG or the Wide ResNet")
+    add("network", nargs="?", default=None, choices=["svgg", "wrn"], help="the simplified VGG or the Wide ResNet")
     add("--recipe", choices=list(RECIPES), help="all settings in one word (default: tutorial)")
     add("--epochs", type=whole_number(1), help="default: the recipe's (tutorial: 400, modern: 20)")
     add("--scheme", type=int, choices=list(augment.SCHEMES), help="augmentation (tutorial: 1, modern: 4)")
@@ -624,7 +636,7 @@ def parse_arguments(arguments):
     add("--drop-rate", type=float, metavar="RATE", help="WRN: dropout (tutorial: 0.3, modern: 0)")
     add("--no-xla", action="store_true", help="do not compile with XLA (see README.md, Troubleshooting)")
     add("--resume", metavar="RUN", help="go on with the run in this folder; with --epochs, lengthen it")
-    options = vars(parser.parse_args(arguments))
+    options = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}
     if "resume" in options:
         if other := sorted(set(options) - {"resume", "epochs", "data"}):
             parser.error(f"--resume takes the settings of the run; {', '.join(other)} cannot be given with it")
@@ -665,10 +677,10 @@ def check_writable(folder):
 
 
 def load_data(source, recorded=None):
-    """Return (Cifar10, provenance for config.json); RunError if it is not the data in `recorded`."""
+    """Return (Cifar10, provenance for config.json); RunError if there are other checksums than those `recorded`."""
     images, checksums = data.load_with_checksums(source)
     origin = data.provenance(source, checksums)
-    if recorded and checksums != recorded["md5"]:
+    if recorded is not None and checksums != recorded:
         raise RunError("the run was trained on other data (the checksums differ); name those with --data")
     if origin["sample"]:
         origin["note"] = "a sample of CIFAR-10: expect 35 to 50 % at most; chance is 10 %"
@@ -697,15 +709,27 @@ def start_run(options, parser):
     return network, images, config, run_dir
 
 
+def check_settings(config):
+    """Raise ValueError or KeyError unless `config`, read from a file, holds every setting, each of them possible."""
+    for name, example in make_settings({"network": config["network"], "recipe": config["recipe"]}).items():
+        value, least = config[name], 1 if name in ("epochs", "batch_size") else 0
+        possible = not isinstance(value, int | float) or least <= value < 2**31  # not so if it is NaN
+        if type(value) is not type(example) or not possible:
+            raise ValueError(f"{name} cannot be {value!r}")
+    if not isinstance(config["data"]["source"], str | None):
+        raise ValueError(f"the source of the data cannot be {config['data']['source']!r}")
+    make_optimizer(config, 1)
+    augment.scheme_settings(config["scheme"])
+
+
 def resume_run(options):
     """Read a run's settings from its folder, load its data, and lengthen it if --epochs says so."""
     run_dir = Path(options["resume"])
     try:
         config = json.loads((run_dir / "config.json").read_text())
+        check_settings(config)
         network = build_network(config)
-        make_optimizer(config, 1)
-        augment.scheme_settings(config["scheme"])
-        source = options.get("data", config["data"]["source"])
+        source, recorded = options.get("data", config["data"]["source"]), config["data"]["md5"]
     except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {str(error)[:80]}"
         raise RunError(f"{run_dir} is not the folder of a run: no good config.json in it ({reason})") from None
@@ -719,9 +743,10 @@ def resume_run(options):
         if epochs < config["epochs"]:
             raise RunError(f"{run_dir} has {config['epochs']} epochs; --epochs can lengthen it, not shorten it")
     elif (run_dir / "metrics.json").exists():
-        raise RunError(f"{run_dir} is finished: {epochs} epochs; lengthen it with --epochs")
-    images, _ = load_data(source, config["data"])
-    return network, images, config | {"epochs": epochs}, run_dir
+        more = "lengthen it with --epochs" if config["schedule"] in OPEN_ENDED_SCHEDULES else "nothing is left to do"
+        raise RunError(f"{run_dir} is finished: {epochs} epochs; {more}")
+    images, origin = load_data(source, recorded)
+    return network, images, config | {"epochs": epochs, "data": origin}, run_dir
 
 
 def load_standardiser(run_dir, images, scheme):
@@ -802,15 +827,16 @@ def evaluate_run(model, history, run_dir, config, images):
 
 
 def main(arguments=None):
+    """Train, or go on training, then evaluate: the command line of this step."""
     global _farewell
     parser, options = parse_arguments(arguments)
     try:
         resumed = "resume" in options
         network, images, config, run_dir = resume_run(options) if resumed else start_run(options, parser)
         locked = lock(run_dir)
-        _farewell = f"go on with: python train.py --resume {run_dir}"
         (run_dir / "metrics.json").unlink(missing_ok=True)  # of a run that is now lengthened
         write_json(run_dir / "config.json", config)
+        _farewell = "go on with: " + shlex.join(["python", sys.argv[0], "--resume", str(run_dir)])
 
         x_train, y_train, x_val, y_val, x_test, y_test = images
         if not config["holdout"]:  # as in the tutorial: all 50,000 for training, the test set for validation
@@ -838,6 +864,8 @@ def main(arguments=None):
         locked.close()
     except (data.DataError, RunError) as error:
         raise SystemExit(f"error: {error}") from None
+    except OSError as error:  # the disk is full, or the run's folder has been taken away
+        raise SystemExit(f"error: {error}; a state that was written is intact, --resume goes on from it") from None
 
 
 if __name__ == "__main__":

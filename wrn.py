@@ -72,8 +72,8 @@ def _further_miniblock(tensor, filters, drop_rate):
     """
     main = _conv(_bn_relu(tensor), filters)
     # Neighbouring pixels of a feature map are correlated: dropping single ones would hide little. So whole maps go.
-    main = layers.SpatialDropout2D(drop_rate)(_bn_relu(main))
-    main = _conv(main, filters)
+    main = layers.SpatialDropout2D(drop_rate)(main)
+    main = _conv(_bn_relu(main), filters)
     return layers.Add()([main, tensor])
 
 
@@ -108,8 +108,8 @@ def build_wrn(num_convs=40, k_factor=2, drop_rate=0.0):
         lower = 6 * num_miniblocks + 4
         nearest = f"{lower} or {lower + 6}" if lower >= 10 else "10"
         raise ValueError(f"a WRN has 6N + 4 convolutions (10, 16, 22, …), not {num_convs}; the nearest: {nearest}")
-    if k_factor < 1:
-        raise ValueError(f"the widening factor K must be 1 or more, not {k_factor}")
+    if not isinstance(k_factor, int) or k_factor < 1:
+        raise ValueError(f"the widening factor K must be a whole number from 1, not {k_factor}")
     if not 0 <= drop_rate < 1:
         raise ValueError(f"the drop rate must be at least 0 and below 1, not {drop_rate}")
 
@@ -122,6 +122,7 @@ def build_wrn(num_convs=40, k_factor=2, drop_rate=0.0):
 
 
 def main(arguments=None):
+    """Print a Wide ResNet and draw its graph: the command line of this step."""
     parser = argparse.ArgumentParser(description="Step 4: a Wide ResNet, its layers and its graph.")
     parser.add_argument("--num-convs", type=int, default=40, metavar="n", help="convolutions, 6N + 4 (default: 40)")
     parser.add_argument("--k-factor", type=int, default=2, metavar="K", help="widening factor (default: 2)")

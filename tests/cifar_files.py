@@ -101,7 +101,7 @@ def python2_pickle(value):
 
 def batch_bytes(images, labels, description=b"a batch", filenames=None):
     """Return one batch file. images: uint8 (N, 32, 32, 3); labels: N whole numbers."""
-    rows = np.asarray(images, np.uint8).transpose(0, 3, 1, 2).reshape(len(images), -1)
+    rows = np.asarray(images, np.uint8).transpose(0, 3, 1, 2).reshape(len(images), 3072)
     return python2_pickle(
         {
             b"batch_label": description,
