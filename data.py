@@ -302,7 +302,7 @@ def _download():
 def load_with_checksums(source=None):
     """Return (Cifar10, {file name: MD5}) from `source`; see load_cifar10 for what that may be and what is raised."""
     path = _download() if source is None else SAMPLE if source == "sample" else Path(os.path.expanduser(source))
-    # os.path answers False where Path raises (a name too long for the system). A pipe or a device is neither of the two.
+    # os.path answers False where Path raises (a name too long for the system). A pipe is neither folder nor file.
     if not os.path.isdir(path) and not os.path.isfile(path):
         raise DataError(f"there is no folder or file {path}; --data takes a folder, a tar archive, or the word sample")
     files = _files_in_folder(path) if path.is_dir() else _files_in_archive(path)

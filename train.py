@@ -199,6 +199,16 @@ def network_of(model):
 # ---------------------------------------------------------------- The files of a run
 
 
+@contextlib.contextmanager
+def writing(path):
+    """Raise RunError if `path` cannot be written in the with block."""
+    try:
+        yield
+    except (OSError, RuntimeError, augment.tf.errors.OpError) as error:  # Python, h5py, TensorFlow about a full disk
+        reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:120]
+        raise RunError(f"{path} cannot be written ({reason}); what its folder held before is intact") from None
+
+
 def write_atomically(path, write):
     """Call write(temporary_path) and then give that file the name `path`: it is there whole, or not at all.
 
@@ -206,15 +216,15 @@ def write_atomically(path, write):
     """
     temporary = path.with_name(f".new.{path.name}")
     try:
-        write(temporary)
-        with open(temporary, "rb") as file:
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except (OSError, RuntimeError) as error:  # h5py reports a full disk as either
+        with writing(path):
+            write(temporary)
+            with open(temporary, "rb") as file:
+                os.fsync(file.fileno())
+            os.replace(temporary, path)
+    except RunError:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
-        reason = " ".join(str(getattr(error, "strerror", None) or error).split())[:120]
-        raise RunError(f"{path} cannot be written ({reason}); what its folder held before is intact") from None
+        raise
 
 
 def write_json(path, content):
@@ -317,15 +327,19 @@ class RunRecorder(keras.callbacks.Callback):
 
         A kill may have struck between two files, or while one was being written.
         """
+        for leftover in self.run_dir.glob(".new.*"):
+            leftover.unlink()
         if (self.run_dir / "state.npz").exists():
             self.progress = load_state(self.run_dir, network, optimizer)
             write_history(self.run_dir, self.progress)
             if self.progress["best_epoch"] == self.epochs_done:  # the best weights are those of the state
                 self._save_best_weights(network)
-        for leftover in self.run_dir.glob(".new.*"):
-            leftover.unlink()
-        shutil.rmtree(self.run_dir / "logs", ignore_errors=True)
-        self.writers = {split: Writer(str(self.run_dir / "logs" / split)) for split in ("train", "validation")}
+            with best_weights(network, self.run_dir):
+                pass  # if they are damaged, say so now and not after the last epoch
+        logs = self.run_dir / "logs"
+        shutil.rmtree(logs, ignore_errors=True)
+        with writing(logs):
+            self.writers = {split: Writer(str(logs / split)) for split in ("train", "validation")}
         for epoch in range(len(self.progress["seconds"])):
             self._log_to_tensorboard(epoch)
         self.opened_at = self.epochs_done
@@ -379,11 +393,12 @@ class RunRecorder(keras.callbacks.Callback):
 
     def _log_to_tensorboard(self, row):
         step = range(self.progress["starting_epoch"], self.epochs_done)[row]
-        for name, values in self.progress["history"].items():
-            writer = self.writers["validation" if name.startswith("val_") else "train"]
-            writer.add_scalar(f"epoch_{name.removeprefix('val_')}", values[row], step)
-        for writer in self.writers.values():
-            writer.flush()
+        with writing(self.run_dir / "logs"):
+            for name, values in self.progress["history"].items():
+                writer = self.writers["validation" if name.startswith("val_") else "train"]
+                writer.add_scalar(f"epoch_{name.removeprefix('val_')}", values[row], step)
+            for writer in self.writers.values():
+                writer.flush()
 
     def _report(self, epoch, values):
         seconds, epochs = self.progress["seconds"][-1], self.params["epochs"]
@@ -522,22 +537,24 @@ def evaluate_performance(model, history, run_dir, x_test, y_test):
         return model.evaluate(x_test, labels, BATCH_SIZE_FOR_EVALUATION, verbose=0, return_dict=True)["accuracy"]
 
     end = accuracy()
-    with best_weights(model, run_dir):
+    with best_weights(network_of(model), run_dir):
         best = accuracy()
     return end, best
 
 
 @contextlib.contextmanager
-def best_weights(model, run_dir):
-    """Give `model` the run's best weights for the length of a with block, and then its own again."""
-    network, path = network_of(model), Path(run_dir, "best.weights.h5")
-    own = network.get_weights()
+def best_weights(network, run_dir):
+    """Give `network` the run's best weights for the length of a with block, and then its own again."""
+    path, own = Path(run_dir, "best.weights.h5"), network.get_weights()
     try:
         network.load_weights(path)
-    except (OSError, ValueError, KeyError, RuntimeError) as error:
+    except Exception as error:  # Keras and HDF5 have many ways to find a file damaged
         network.set_weights(own)
         reason = " ".join(str(error).split())[:80]
-        raise RunError(f"{path} is missing, damaged or of another network ({reason})") from None
+        raise RunError(
+            f"{path} is missing, damaged or of another network ({reason}); restore it, or delete"
+            " state.npz beside it, and the run begins again"
+        ) from None
     yield
     network.set_weights(own)
 
@@ -758,7 +775,10 @@ def load_standardiser(run_dir, images, scheme):
         write_atomically(path, standardise.save)
         return standardise
     try:
-        return keras.models.load_model(path, safe_mode=True)
+        standardise = keras.models.load_model(path, safe_mode=True)  # which refuses files that hold code
+        if standardise.output_shape != (None, *data.IMAGE_SHAPE):
+            raise ValueError(f"its output has the shape {standardise.output_shape}")
+        return standardise
     except Exception as error:  # a zip, JSON and HDF5 file in one can be damaged in many ways
         reason = " ".join(str(error).split())[:80]
         raise RunError(f"{path} is damaged ({reason}); delete it, and it is made again") from None
@@ -789,7 +809,7 @@ def evaluate_run(model, history, run_dir, config, images):
     end, best = evaluate_performance(model, history, run_dir, x, y)
 
     # The pictures are of the weights that give the result.
-    with best_weights(model, run_dir) if config["holdout"] else contextlib.nullcontext():
+    with best_weights(network_of(model), run_dir) if config["holdout"] else contextlib.nullcontext():
         predicted = predict_classes(model, x)
     for which in ("all", "correct", "incorrect"):
         view_predictions(x, y, predicted, run_dir / f"predictions_{which}.png", which)
@@ -865,7 +885,7 @@ def main(arguments=None):
     except (data.DataError, RunError) as error:
         raise SystemExit(f"error: {error}") from None
     except OSError as error:  # the disk is full, or the run's folder has been taken away
-        raise SystemExit(f"error: {error}; a state that was written is intact, --resume goes on from it") from None
+        raise SystemExit(f"error: {error}; what was written before is intact, --resume goes on from it") from None
 
 
 if __name__ == "__main__":

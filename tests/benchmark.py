@@ -1,7 +1,7 @@
 """How fast this code is beside the tutorial's ImageDataGenerator. Run by hand; pytest does not.
 
-    python tests/benchmark.py                          everything on the whole of CIFAR-10: half an hour on two cores
-    python tests/benchmark.py --data sample --quick    whether it runs: two minutes
+    python tests/benchmark.py                          everything, on all of CIFAR-10: perhaps half an hour on two cores
+    python tests/benchmark.py --data sample --quick    whether it runs, with fewer steps and a smaller WRN: two minutes
     python tests/benchmark.py --batch-norm             only this: Keras's batch normalisation beside TensorFlow's own
 
 It prints a table, which is Markdown too. Both contestants run in this process, by turns, several rounds after one that
@@ -243,16 +243,14 @@ def benchmark_pipeline(images, labels, rounds, steps):
 
 
 def compiled(model, kind):
-    model.compile(
-        train.make_optimizer(train.RECIPES["tutorial"][kind], steps_per_epoch=1),
-        "categorical_crossentropy",
-        metrics=["accuracy"],
-    )
+    """Compile `model` with the tutorial's recipe for `kind`, "svgg" or "wrn", and return it."""
+    optimizer = train.make_optimizer(train.RECIPES["tutorial"][kind], steps_per_epoch=1)
+    model.compile(optimizer, "categorical_crossentropy", metrics=["accuracy"])
     return model
 
 
-def new_network(kind):
-    network = svgg.build_svgg() if kind == "svgg" else wrn.build_wrn(40, 2, drop_rate=0.3)
+def new_network(kind, num_convs=40):
+    network = svgg.build_svgg() if kind == "svgg" else wrn.build_wrn(num_convs, 2, drop_rate=0.3)
     for layer in network.layers:
         if isinstance(layer, keras.layers.BatchNormalization):
             layer.momentum = 0.9  # so that its statistics keep up with a training as short as this one
@@ -269,23 +267,19 @@ def training(model, batches, steps):
     return work
 
 
-def benchmark_training(kind, images, labels, fitted, rounds, steps):
-    """Train with scheme 1, the input included. Return the trained network."""
+def benchmark_training(networks, kind, images, labels, fitted, rounds, steps):
+    """Train three copies of a network, with scheme 1, the input included. Return the one that our input has trained."""
     generator, layers = fitted[1]
     usable = len(images) // BATCH_SIZE * BATCH_SIZE  # full batches only, to compare like with like
     images, labels = images[:usable], labels[:usable]
-    network = new_network(kind)
-    model = compiled(train.assemble(layers, network), kind)
+    theirs, cached, network = networks
+    flow = generator.flow(images, data.get_onehot(labels), BATCH_SIZE)
     batches = augment.training_batches(images, labels, 1, BATCH_SIZE, seed=0)
-    cached = tf.data.Dataset.from_tensors(next(iter(batches))).repeat()
+    one_batch = tf.data.Dataset.from_tensors(next(iter(batches))).repeat()
     contestants = {
-        "ImageDataGenerator": training(
-            compiled(new_network(kind), kind), generator.flow(images, data.get_onehot(labels), BATCH_SIZE), steps
-        ),
-        "ours, the same batch again and again": training(
-            compiled(train.assemble(layers, new_network(kind)), kind), cached, steps
-        ),
-        "ours": training(model, batches, steps),
+        "ImageDataGenerator": training(compiled(theirs, kind), flow, steps),
+        "ours, with one batch": training(compiled(train.assemble(layers, cached), kind), one_batch, steps),
+        "ours": training(compiled(train.assemble(layers, network), kind), batches, steps),
     }
     times = alternate(contestants, rounds)
     print_comparison(f"train {network.name} with scheme 1, input included", RATE, times, "> 1")
@@ -298,6 +292,9 @@ def benchmark_training(kind, images, labels, fitted, rounds, steps):
 # ---------------------------------------------------------------- Evaluation
 
 
+STANDARDISING = ("featurewise_center", "featurewise_std_normalization", "zca_whitening", "zca_epsilon")
+
+
 def evaluation_generator(fitted, scheme):
     """Return the tutorial's generator for evaluation: standardises like `fitted`, transforms nothing."""
     standardising = {name: value for name, value in augment.SCHEMES[scheme].items() if name in STANDARDISING}
@@ -305,9 +302,6 @@ def evaluation_generator(fitted, scheme):
     for name in ("mean", "std", "zca_whitening_matrix"):
         setattr(generator, name, getattr(fitted, name))
     return generator
-
-
-STANDARDISING = ("featurewise_center", "featurewise_std_normalization", "zca_whitening", "zca_epsilon")
 
 
 def benchmark_evaluation(network, images, labels, fitted, rounds):
@@ -374,8 +368,12 @@ def benchmark_batch_norm(images, labels, rounds, steps):
         "Keras's BatchNormalization": training(compiled(network, "wrn"), batches, steps),
         "fused": training(compiled(with_fused_batch_norm(network), "wrn"), batches, steps),
     }
+    times = {
+        name: [(wall * BATCH_SIZE, cpu * BATCH_SIZE) for wall, cpu in spent]
+        for name, spent in alternate(contestants, rounds).items()
+    }
     print_head(*COMPARISON)
-    print_comparison("train wrn-40-2, one batch again and again", RATE, alternate(contestants, rounds))
+    print_comparison(f"a training step of {network.name}, no input", SECONDS, times)
 
 
 # ---------------------------------------------------------------- All of it
@@ -391,10 +389,12 @@ def run_all(cifar10, options):
     fitted = benchmark_fit(images)
     benchmark_input(images, labels, fitted, rounds, steps=40 if quick else 200)
     benchmark_pipeline(images, labels, rounds, steps=40 if quick else 300)
-    benchmark_training("svgg", images, labels, fitted, rounds, steps=2 if quick else 20)
-    network = benchmark_training("wrn", images, labels, fitted, rounds, steps=2 if quick else 40)
+    networks = [new_network("svgg") for _ in range(3)]
+    benchmark_training(networks, "svgg", images, labels, fitted, rounds, steps=1 if quick else 20)
+    networks = [new_network("wrn", 16 if quick else 40) for _ in range(3)]
+    network = benchmark_training(networks, "wrn", images, labels, fitted, rounds, steps=3 if quick else 40)
     # A subset for both, of which the correct ones are counted: one image at a time is slow.
-    chosen = 200 if quick else 1000
+    chosen = 100 if quick else 1000
     benchmark_evaluation(network, cifar10.x_test[:chosen], cifar10.y_test[:chosen], fitted, rounds)
 
     print_head("error ÷ standard deviation of the exact values", "contestant", "root mean square", "largest", "target")

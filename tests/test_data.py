@@ -167,6 +167,8 @@ def test_provenance_tells_the_sample_from_the_official_files_and_from_others(sam
 
     official = data.provenance(None, dict(data.OFFICIAL_MD5))
     assert (official["source"], official["official"], official["sample"]) == (None, True, False)
+    without_meta = {name: md5 for name, md5 in data.OFFICIAL_MD5.items() if name != "batches.meta"}
+    assert not data.provenance(None, without_meta)["official"]
     for name in data.OFFICIAL_MD5:
         assert not data.provenance(None, data.OFFICIAL_MD5 | {name: "0" * 32})["official"], name
 
@@ -664,25 +666,26 @@ def fall_silent(request):
     time.sleep(5)
 
 
-ANSWERS = {
-    "another file": lambda request: send(request, b"another file" * 1000),
-    "an empty file": lambda request: send(request, b""),
-    "the connection breaks": lambda request: send(request, GZIPPED[:9000], declared=len(GZIPPED)),
-    "half the file, taken for whole": lambda request: send(request, GZIPPED[:9000]),
-    "not found": lambda request: send(request, b"<html>\nno such page\n</html>", status=404),
-    "server error": lambda request: send(request, b"", status=500),
-    "not HTTP": lambda request: request.wfile.write(b"\x00\r\n\r\nhello"),
-    "nothing": lambda request: None,
-    "silence": fall_silent,
+ANSWERS = {  # what the server does, and what the message says of it
+    "another file": (lambda request: send(request, b"another file" * 1000), "hash does not match"),
+    "an empty file": (lambda request: send(request, b""), "hash does not match"),
+    "half the file, taken for whole": (lambda request: send(request, GZIPPED[:9000]), "hash does not match"),
+    "the connection breaks": (lambda request: send(request, GZIPPED[:9000], declared=len(GZIPPED)), "only 9000 out of"),
+    "not found": (lambda request: send(request, b"<html>\nno such page\n</html>", status=404), "404"),
+    "server error": (lambda request: send(request, b"", status=500), "500"),
+    "not HTTP": (lambda request: request.wfile.write(b"\x00\r\n\r\nhello"), "failed"),
+    "nothing": (lambda request: None, "closed connection without response"),
+    "silence": (fall_silent, "timed out"),
 }
 
 
-@pytest.mark.parametrize("answer", ANSWERS.values(), ids=ANSWERS.keys())
-def test_failed_download_is_explained_and_leaves_nothing_that_is_taken_for_good(server, monkeypatch, answer):
+@pytest.mark.parametrize(("answer", "reason"), ANSWERS.values(), ids=ANSWERS.keys())
+def test_failed_download_is_explained_and_leaves_nothing_taken_for_good(server, monkeypatch, answer, reason):
     set_timeout = socket.setdefaulttimeout
     monkeypatch.setattr(socket, "setdefaulttimeout", lambda seconds: set_timeout(seconds and seconds / 60))
     server.answer = answer
     message = refusal(None)
+    assert reason in message
     assert server.requests == 1
     assert data.URL in message
     assert "--data PATH" in message
