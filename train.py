@@ -248,8 +248,11 @@ def new_run_dir(out, run_name):
 
 
 def lock(run_dir):
-    """Lock the folder for this process until it ends, however it ends. Raises RunError if another process has it."""
-    file = open(run_dir / ".lock", "w")  # noqa: SIM115 - open on purpose: closing it would give up the lock
+    """Lock the folder for this process, until the file that is returned is closed or the process ends, however it ends.
+
+    Raises RunError if another process has it.
+    """
+    file = open(run_dir / ".lock", "w")  # noqa: SIM115 - closing it gives up the lock
     if fcntl:
         try:
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -747,7 +750,7 @@ def resume_run(options):
         check_settings(config)
         network = build_network(config)
         source, recorded = options.get("data", config["data"]["source"]), config["data"]["md5"]
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError) as error:
         reason = error.strerror if isinstance(error, OSError) else f"{type(error).__name__}: {str(error)[:80]}"
         raise RunError(f"{run_dir} is not the folder of a run: no good config.json in it ({reason})") from None
     epochs = options.get("epochs", config["epochs"])
@@ -846,42 +849,46 @@ def evaluate_run(model, history, run_dir, config, images):
     return metrics
 
 
+def carry_out(network, images, config, run_dir):
+    """Train `network` as `config` says, from where the run stands, and evaluate it; everything goes into `run_dir`."""
+    global _farewell
+    (run_dir / "metrics.json").unlink(missing_ok=True)  # of a run that is now lengthened
+    write_json(run_dir / "config.json", config)
+    _farewell = "go on with: " + shlex.join(["python", sys.argv[0], "--resume", str(run_dir)])
+
+    x_train, y_train, x_val, y_val, x_test, y_test = images
+    if not config["holdout"]:  # as in the tutorial: all 50,000 for training, the test set for validation
+        x_train, y_train = np.concatenate([x_train, x_val]), np.concatenate([y_train, y_val])
+        x_val, y_val = x_test, y_test
+    print_settings(config, network, images, x_train, run_dir)
+    model = assemble(load_standardiser(run_dir, x_train, config["scheme"]), network)
+    history, _ = compile_and_train(
+        model,
+        run_dir.parent.name,
+        *(x_train, y_train, x_val, y_val),
+        config["scheme"],
+        make_optimizer(config, math.ceil(len(x_train) / config["batch_size"])),
+        epochs=config["epochs"],
+        batch_size=config["batch_size"],
+        seed=config["seed"],
+        label_smoothing=config["label_smoothing"],
+        run_dir=run_dir,
+        jit_compile=False if config["no_xla"] else "auto",
+    )
+    write_atomically(run_dir / "model.keras", model.save)
+    evaluate_run(model, history, run_dir, config, images)
+    print(f"All of it: {run_dir}")
+    _farewell = "the run was complete"
+
+
 def main(arguments=None):
     """Train, or go on training, then evaluate: the command line of this step."""
-    global _farewell
     parser, options = parse_arguments(arguments)
     try:
         resumed = "resume" in options
         network, images, config, run_dir = resume_run(options) if resumed else start_run(options, parser)
-        locked = lock(run_dir)
-        (run_dir / "metrics.json").unlink(missing_ok=True)  # of a run that is now lengthened
-        write_json(run_dir / "config.json", config)
-        _farewell = "go on with: " + shlex.join(["python", sys.argv[0], "--resume", str(run_dir)])
-
-        x_train, y_train, x_val, y_val, x_test, y_test = images
-        if not config["holdout"]:  # as in the tutorial: all 50,000 for training, the test set for validation
-            x_train, y_train = np.concatenate([x_train, x_val]), np.concatenate([y_train, y_val])
-            x_val, y_val = x_test, y_test
-        print_settings(config, network, images, x_train, run_dir)
-        model = assemble(load_standardiser(run_dir, x_train, config["scheme"]), network)
-        history, _ = compile_and_train(
-            model,
-            run_dir.parent.name,
-            *(x_train, y_train, x_val, y_val),
-            config["scheme"],
-            make_optimizer(config, math.ceil(len(x_train) / config["batch_size"])),
-            epochs=config["epochs"],
-            batch_size=config["batch_size"],
-            seed=config["seed"],
-            label_smoothing=config["label_smoothing"],
-            run_dir=run_dir,
-            jit_compile=False if config["no_xla"] else "auto",
-        )
-        write_atomically(run_dir / "model.keras", model.save)
-        evaluate_run(model, history, run_dir, config, images)
-        print(f"All of it: {run_dir}")
-        _farewell = "the run was complete"
-        locked.close()
+        with lock(run_dir):
+            carry_out(network, images, config, run_dir)
     except (data.DataError, RunError) as error:
         raise SystemExit(f"error: {error}") from None
     except OSError as error:  # the disk is full, or the run's folder has been taken away

@@ -8,6 +8,7 @@ a tiny network, in this one.
 """
 
 import argparse
+import contextlib
 import itertools
 import json
 import os
@@ -41,14 +42,14 @@ SAMPLE = data.load_cifar10("sample")
 WRN = ["wrn", "--num-convs", "10", "--k-factor", "1"]
 
 
-def write_small_data(folder, count=120):
-    """Write a CIFAR-10 of `count` training and 40 test images, taken from the sample."""
+def write_small_data(folder, count=60):
+    """Write a CIFAR-10 of `count` training and 20 test images, taken from the sample."""
     folder.mkdir()
     each = count // 5
     for i, name in enumerate(data.TRAIN_FILES):
         part = slice(i * each, (i + 1) * each)
         (folder / name).write_bytes(batch_bytes(SAMPLE.x_train[part], SAMPLE.y_train[part]))
-    (folder / "test_batch").write_bytes(batch_bytes(SAMPLE.x_test[:40], SAMPLE.y_test[:40]))
+    (folder / "test_batch").write_bytes(batch_bytes(SAMPLE.x_test[:20], SAMPLE.y_test[:20]))
     return folder
 
 
@@ -74,7 +75,7 @@ class Program:
     """train.py in a process of its own. Its output goes to files, so that it never waits for a reader."""
 
     def __init__(self, arguments, largest_file=-1, ctrl_c="default"):
-        self.out, self.err = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
+        self.out, self.err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
         launcher = [sys.executable, "-c", LAUNCHER, str(largest_file), ctrl_c, str(ROOT / "train.py")]
         command = [*launcher, *map(str, arguments)]
         self.process = subprocess.Popen(command, env=USERS_ENVIRONMENT, stdout=self.out, stderr=self.err)
@@ -82,7 +83,7 @@ class Program:
     def read(self, file):
         return os.pread(file.fileno(), 1_000_000, 0).decode()
 
-    def wait_until(self, condition, pause=0.001):
+    def wait_until(self, condition, pause=0.005):
         while not condition():
             assert self.process.poll() is None, f"it ended too early: {self.read(self.out)}{self.read(self.err)}"
             time.sleep(pause)
@@ -152,7 +153,7 @@ def train_undisturbed(arguments, out):
 
 
 def test_wrn_with_dropout_and_whitening_survives_kills_and_ctrl_c(small_data, tmp_path):
-    arguments = [*WRN, "--epochs", 4, "--batch-size", 40, "--data", small_data]  # the tutorial's recipe: scheme 1
+    arguments = [*WRN, "--epochs", 3, "--batch-size", 30, "--data", small_data]  # the tutorial's recipe: scheme 1
     whole = train_undisturbed(arguments, tmp_path / "whole")
     out = tmp_path / "killed"
 
@@ -170,7 +171,7 @@ def test_wrn_with_dropout_and_whitening_survives_kills_and_ctrl_c(small_data, tm
     assert not (run_dir / "metrics.json").exists()
 
     program = start_or_resume(arguments, out)  # while the next state is being written, or a moment later
-    program.wait_until((run_dir / ".new.state.npz").exists, pause=0)
+    program.wait_until((run_dir / ".new.state.npz").exists, pause=0.0002)
     program.send(signal.SIGKILL)
 
     program = start_or_resume(arguments, out)  # in the final evaluation
@@ -183,15 +184,15 @@ def test_wrn_with_dropout_and_whitening_survives_kills_and_ctrl_c(small_data, tm
     command = shlex.split(farewell.removeprefix("Stopped; go on with: "))
     assert command == ["python", str(ROOT / "train.py"), "--resume", str(run_dir)]
     subprocess.run([sys.executable, *command[1:]], check=True, capture_output=True)
-    assert_equal_runs(whole, run_dir, 4)
-    assert (run_dir / "standardiser.keras").stat()[:9] == fitted[:9]  # never fitted again: same inode, same time
-    for name in ("metrics.json",):
-        a, b = (json.loads((folder / name).read_text()) for folder in (whole, run_dir))
-        assert {key: a[key] for key in a if "accuracy" in key} == {key: b[key] for key in b if "accuracy" in key}
+    assert_equal_runs(whole, run_dir, 3)
+    again = (run_dir / "standardiser.keras").stat()
+    assert (again.st_ino, again.st_mtime_ns) == (fitted.st_ino, fitted.st_mtime_ns)  # it was not fitted a second time
+    a, b = (json.loads((folder / "metrics.json").read_text()) for folder in (whole, run_dir))
+    assert {name: a[name] for name in a if "accuracy" in name} == {name: b[name] for name in b if "accuracy" in name}
 
 
 def test_svgg_with_holdout_survives_a_kill_while_writing_a_full_disk_and_sigterm(small_data, tmp_path):
-    arguments = ["svgg", "--recipe", "modern", "--holdout", "--epochs", 3, "--batch-size", 60, "--data", small_data]
+    arguments = ["svgg", "--recipe", "modern", "--holdout", "--epochs", 3, "--batch-size", 30, "--data", small_data]
     whole = train_undisturbed(arguments, tmp_path / "whole")
     out = tmp_path / "killed"
 
@@ -199,7 +200,7 @@ def test_svgg_with_holdout_survives_a_kill_while_writing_a_full_disk_and_sigterm
     program.wait_until(lambda: 1 in program.epochs())
     run_dir = the_run(out)
     half_written = run_dir / ".new.state.npz"
-    program.wait_until(half_written.exists, pause=0)
+    program.wait_until(half_written.exists, pause=0.0002)
     program.send(signal.SIGKILL)
     assert half_written.exists()
 
@@ -261,7 +262,7 @@ def tiny_wrn():
 
 
 def run_tiny(out, small_data, *more):
-    train.main(["wrn", "--scheme", "3", "--batch-size", "40", "--data", str(small_data), "--out", str(out), *more])
+    train.main(["wrn", "--scheme", "3", "--batch-size", "30", "--data", str(small_data), "--out", str(out), *more])
     return the_run(out)
 
 
@@ -367,6 +368,14 @@ def test_loss_that_is_not_a_number_stops_the_run_and_spoils_nothing(tiny_run, tm
     assert len(read_history(tmp_path)) == 1
 
 
+@pytest.fixture(scope="module")
+def untrained():
+    """A network and an optimizer as load_state wants them."""
+    network, optimizer = tiny_network(), train.make_optimizer(train.RECIPES["tutorial"]["wrn"], 2)
+    optimizer.build(network.trainable_variables)
+    return network, optimizer
+
+
 # ---------------------------------------------------------------- Full disks and folders that are gone
 
 
@@ -382,7 +391,7 @@ def test_loss_that_is_not_a_number_stops_the_run_and_spoils_nothing(tiny_run, tm
         ("evaluate_performance", None, "No such file or directory"),
     ],
 )
-def test_full_disk_or_lost_folder_is_one_line(copy, monkeypatch, function, limit, file):
+def test_full_disk_or_lost_folder_is_one_line(copy, untrained, monkeypatch, function, limit, file):
     """Fills the disk, or removes the folder where `limit` is None, just before `function` is called."""
     *owner, name = function.split(".")
     owner = getattr(train, owner[0]) if owner else train
@@ -396,9 +405,7 @@ def test_full_disk_or_lost_folder_is_one_line(copy, monkeypatch, function, limit
         return real(*arguments, **keywords)
 
     monkeypatch.setattr(owner, name, disturbed)
-    monkeypatch.setattr(
-        np, "argmin", lambda values: len(values) - 1
-    )  # each epoch is the best, so its weights are saved
+    monkeypatch.setattr(np, "argmin", lambda values: len(values) - 1)  # each epoch is the best, and saved as such
     try:
         error = error_of("--resume", copy, "--epochs", "4")
     finally:
@@ -406,10 +413,7 @@ def test_full_disk_or_lost_folder_is_one_line(copy, monkeypatch, function, limit
     assert file in error
     assert not list(copy.glob(".new.*"))
     if limit:
-        network = tiny_network()
-        optimizer = keras.optimizers.SGD(momentum=0.9)
-        optimizer.build(network.trainable_variables)
-        train.load_state(copy, network, optimizer)
+        train.load_state(copy, *untrained)
 
 
 # ---------------------------------------------------------------- Damaged and hostile files
@@ -448,14 +452,6 @@ def test_file_that_is_no_config_is_refused(copy, content):
     assert f"{copy} is not the folder of a run: no good config.json in it" in error_of("--resume", copy)
 
 
-@pytest.fixture(scope="module")
-def untrained():
-    """A network and an optimizer as load_state wants them."""
-    network, optimizer = tiny_network(), keras.optimizers.SGD(momentum=0.9)
-    optimizer.build(network.trainable_variables)
-    return network, optimizer
-
-
 class Trap:
     """Makes a file when it is unpickled."""
 
@@ -474,6 +470,7 @@ def test_damaged_state_is_refused_and_runs_nothing(copy, untrained, tmp_path, da
     path, trap = copy / "state.npz", tmp_path / "trapped"
     with np.load(path) as state:
         arrays = dict(state)
+    train.load_state(copy, *untrained)
     good = path.read_bytes()
     match damage:
         case "one array less":
@@ -505,12 +502,8 @@ def test_state_with_any_byte_changed_is_refused(finished, untrained, tmp_path):
         content = bytearray(good)
         content[chance.randrange(len(good))] ^= 1 << chance.randrange(8)
         (tmp_path / "state.npz").write_bytes(content)
-        try:
-            progress = train.load_state(tmp_path, *untrained)
-        except train.RunError as error:
-            assert "\n" not in str(error)
-        else:  # some bytes, such as a date, say nothing
-            assert len(progress["seconds"]) == 3
+        with contextlib.suppress(train.RunError):
+            assert len(train.load_state(tmp_path, *untrained)["seconds"]) == 3  # some bytes, a date's, mean nothing
 
 
 def test_resumed_run_notices_damage_before_it_trains(copy):
@@ -520,9 +513,7 @@ def test_resumed_run_notices_damage_before_it_trains(copy):
     np.savez(copy / "state.npz", **arrays | {"progress": np.array(json.dumps(progress))})
     (copy / "best.weights.h5").write_bytes(b"no weights")
     error = error_of("--resume", copy, "--epochs", "4")
-    assert re.search(
-        r"best\.weights\.h5 is missing, damaged or of another network \(.*\); restore it, or delete", error
-    )
+    assert re.search(r"best\.weights\.h5 is missing, damaged or of another network \(.*\); restore it", error)
     (copy / "state.npz").write_bytes(b"no state")
     assert "state.npz is damaged" in error_of("--resume", copy)
     (copy / "standardiser.keras").write_bytes(b"no model")
@@ -555,7 +546,7 @@ def test_damaged_or_hostile_standardiser_is_refused_and_runs_nothing(copy, tmp_p
 
 
 def kill_at_random(arguments, kills, chance, folder):
-    """Kill and resume runs at random moments until `kills` have struck; return (kills in training, runs, equal ones)."""
+    """Kill and resume runs at random moments until `kills` have struck; return (kills, runs, equal runs)."""
     whole = train_undisturbed(arguments, folder / "whole")
     with np.load(whole / "state.npz") as state:
         length = sum(json.loads(str(state["progress"]))["seconds"]) + 5  # and 5 for the evaluation
@@ -566,8 +557,7 @@ def kill_at_random(arguments, kills, chance, folder):
             program = start_or_resume(arguments, out)
             # Most of the kills in training and evaluation, some at once; a third of them while a file is being written.
             if chance.random() < 0.9:
-                with_folder = re.compile("To watch it")
-                program.wait_until(lambda p=program: with_folder.search(p.read(p.out)))
+                program.wait_until(lambda p=program: "To watch it" in p.read(p.out))
             moment, writing = time.monotonic() + chance.uniform(0, length), chance.random() < 0.33
             while program.process.poll() is None and (struck < kills or not writing):
                 if time.monotonic() > moment and (not writing or (the_run(out) and [*the_run(out).glob(".new.*")])):
