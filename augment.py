@@ -391,10 +391,10 @@ def main(arguments=None):
     parser.add_argument("--out", default="figures", metavar="DIR", help="folder for the figures (default: figures)")
     options = parser.parse_args(arguments)
     try:
+        os.makedirs(options.out, exist_ok=True)
         data = load_cifar10(options.data)
-    except DataError as error:
+    except (DataError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
-    os.makedirs(options.out, exist_ok=True)
     for scheme in (1, 2):
         path = Path(options.out, f"augmented_scheme{scheme}.png")
         plot_augmentations(data.x_train[4], scheme, path)

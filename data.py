@@ -398,14 +398,14 @@ def main(arguments=None):
     parser.add_argument("--out", default="figures", metavar="DIR", help="folder for the figure (default: figures)")
     options = parser.parse_args(arguments)
     try:
+        os.makedirs(options.out, exist_ok=True)
         data = load_cifar10(options.data)
-    except DataError as error:
+    except (DataError, OSError) as error:
         raise SystemExit(f"error: {error}") from None
     for split in ("train", "val", "test"):
         images, labels = getattr(data, f"x_{split}"), getattr(data, f"y_{split}")
         left = f"x_{split:<5} {images.shape} {images.dtype}"
         print(f"{left:<35} y_{split:<5} {labels.shape} {labels.dtype}")
-    os.makedirs(options.out, exist_ok=True)
     path = Path(options.out, "samples.png")
     plot_samples(data.x_train, data.y_train, path)
     print(f"Eight images of each class: {path}")

@@ -389,7 +389,7 @@ class RunRecorder(keras.callbacks.Callback):
     def _save_best_weights(self, network):
         def write(temporary):
             # Where the disk is full HDF5 does not only fail, it crashes the process. So find out before.
-            temporary.write_bytes(bytes(8 * network.count_params()))  # twice what is needed
+            temporary.write_bytes(bytes(5 * network.count_params() + 500_000))  # somewhat more than it takes
             network.save_weights(temporary)
 
         write_atomically(self.run_dir / "best.weights.h5", write)

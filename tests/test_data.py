@@ -752,6 +752,12 @@ def test_bad_source_on_the_command_line_is_one_line_and_status_1(tmp_path, capsy
     assert list(tmp_path.iterdir()) == []
 
 
+def test_output_folder_that_is_a_file_is_one_line_and_status_1(tmp_path):
+    (tmp_path / "file").write_text("")
+    with pytest.raises(SystemExit, match=r"^error: .*File exists.*file'$"):
+        data.main(["--data", "sample", "--out", str(tmp_path / "file")])
+
+
 def test_no_network_and_no_cache_is_one_line_and_status_1(tmp_path):
     with socket.socket() as closed:
         closed.bind(("127.0.0.1", 0))  # bound but not listening: connections are refused

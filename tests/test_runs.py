@@ -154,7 +154,6 @@ def train_undisturbed(arguments, out):
 
 def test_wrn_with_dropout_and_whitening_survives_kills_and_ctrl_c(small_data, tmp_path):
     arguments = [*WRN, "--epochs", 3, "--batch-size", 30, "--data", small_data]  # the tutorial's recipe: scheme 1
-    whole = train_undisturbed(arguments, tmp_path / "whole")
     out = tmp_path / "killed"
 
     program = start_or_resume(arguments, out)  # before the first epoch
@@ -162,6 +161,8 @@ def test_wrn_with_dropout_and_whitening_survives_kills_and_ctrl_c(small_data, tm
     assert program.send(signal.SIGKILL)[0] == -signal.SIGKILL
     run_dir = the_run(out)
     fitted = (run_dir / "standardiser.keras").stat()
+    whole = shutil.copytree(run_dir, tmp_path / "whole" / run_dir.parent.name / run_dir.name)  # whitening takes long
+    assert Program(["--resume", whole]).send(None)[0] == 0
 
     program = start_or_resume(arguments, out)  # in the second epoch
     program.wait_until(lambda: 1 in program.epochs())
@@ -351,7 +352,7 @@ def test_locked_run_is_left_alone(copy):
 
 def test_loss_that_is_not_a_number_stops_the_run_and_spoils_nothing(tiny_run, tmp_path):  # noqa: F811
     model, x, y = tiny_run.model, SAMPLE.x_train[:40], SAMPLE.y_train[:40]
-    rates = [0.1, 1e30]
+    rates = [0.1, 1e38]
 
     def train_until(epochs):
         optimizer = keras.optimizers.SGD(0.1)
@@ -363,8 +364,7 @@ def test_loss_that_is_not_a_number_stops_the_run_and_spoils_nothing(tiny_run, tm
     before = [(tmp_path / name).read_bytes() for name in names]
     with pytest.raises(train.RunError, match=r"the loss became nan in epoch 2\. Likely causes: a learning rate"):
         train_until(2)
-    assert (tmp_path / "state.npz").read_bytes() == before[0]
-    assert [(tmp_path / name).read_bytes() for name in names[2:]] == before[2:]
+    assert [(tmp_path / name).read_bytes() for name in names] == before
     assert len(read_history(tmp_path)) == 1
 
 
@@ -405,7 +405,6 @@ def test_full_disk_or_lost_folder_is_one_line(copy, untrained, monkeypatch, func
         return real(*arguments, **keywords)
 
     monkeypatch.setattr(owner, name, disturbed)
-    monkeypatch.setattr(np, "argmin", lambda values: len(values) - 1)  # each epoch is the best, and saved as such
     try:
         error = error_of("--resume", copy, "--epochs", "4")
     finally:
