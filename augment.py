@@ -166,6 +166,8 @@ def affine_matrices(theta, tx, ty, shear, zx, zy, flip_horizontal, size):
     shear_ = matrices((one, -tf.sin(shear), zero), (zero, tf.cos(shear), zero))
     zoom = matrices((zx, zero, zero), (zero, zy, zero))
     mirror = matrices((1 - 2 * flip, zero, (size - 1) * flip), (zero, one, zero))  # x -> size − 1 − x where flipped
+    # To be read from right to left, from a pixel of the output to where it comes from: undo the flip, make the centre
+    # the origin, zoom, shear, shift, rotate, and put the origin back into the corner.
     matrix = to_centre @ rotate @ shift @ shear_ @ zoom @ from_centre @ mirror
     return tf.cast(matrix, tf.float32)  # rounded once, at the end: a pixel is off by at most 0.002 of 255
 
@@ -203,7 +205,7 @@ def draw_transforms(count, scheme, size, seed):
     but the arguments: the same `seed` (an int, or a pair of them) gives the same transformations.
     """
     settings = scheme_settings(scheme)
-    seeds = iter(tf.unstack(tf.random.split(_seed_pair(seed), 9), num=9))  # one for each draw, so that none repeats
+    seeds = iter(tf.unstack(tf.random.split(_seed_pair(seed), 9), num=9))  # at most 9 draws, each with one of its own
 
     def uniform(low, high):
         return tf.random.stateless_uniform([count], next(seeds), low, high)
@@ -299,8 +301,12 @@ def channel_statistics(images):
 def zca_matrix(images, mean, epsilon):
     """Return the ZCA whitening matrix, float64 (D, D), of uint8 `images` (N, H, W, C) after images − mean.
 
-    mean: (C,), per channel. As in ImageDataGenerator, of the D×D matrix S of the mean products of two pixels, with
-    eigenvectors U and eigenvalues v:   W = U · diag(1 / (sqrt(v) + epsilon / sqrt(N))) · Uᵀ
+    mean: (C,), per channel. As in ImageDataGenerator: let S[p, q] be the mean over the images of x_p · x_q, a
+    covariance matrix but for being centred per channel, not per pixel; U its eigenvectors, v its eigenvalues. Then
+
+        W = U · diag(1 / (sqrt(v) + epsilon / sqrt(N))) · Uᵀ
+
+    W is symmetric, and W·S·W is the identity: whitened pixels are uncorrelated.
 
     Directions in which the images do not vary at all have v = 0. There are some with fewer images than pixels, with
     pixels that never change, with images that repeat. What is computed for them is rounding noise, and dividing by it
@@ -311,7 +317,7 @@ def zca_matrix(images, mean, epsilon):
     count, size = rows.shape
     products, totals = np.zeros((size, size)), np.zeros(size)
     # Sums of 50,000 products would lose digits in float32, and take four times as long in float64. But pixels are whole
-    # numbers: shifted to −128…127, the sum of 1,024 products is below 2^24 and so is exact in float32.
+    # numbers: shifted to −128…127, the sum of 1,024 products is at most 2^24 and so is exact in float32.
     for start in range(0, count, 1024):
         block = rows[start : start + 1024].astype(np.float32) - 128
         products += block.T @ block

@@ -16,7 +16,10 @@ for testing. Alex Krizhevsky, Vinod Nair and Geoffrey Hinton collected and label
 Tiny Images. Source: https://www.cs.toronto.edu/~kriz/cifar.html
 
 Different from the tutorial: it called pickle.load on a file from the internet, which runs whatever program the file
-contains. Here a file is a suspect until every instruction in it has been looked at (section "Reading a batch file").
+contains. Here a file is a suspect until every instruction in it has been looked at.
+
+On a first reading go on to "Loading and splitting"; of what stands before it, only the end of _parse_batch belongs to
+the tutorial. The rest guards against damaged and hostile files.
 
 Shapes: N images, H = W = 32 pixels, C = 3 channels (red, green, blue).
 """
@@ -92,7 +95,8 @@ class Cifar10(NamedTuple):
 # and call it. CIFAR-10's files need very little of that machine. So the program is first listed without being run
 # (pickletools.genops). Any instruction or import that the official files do not use is refused, as are numbers of
 # them that no batch of images needs: a program that short cannot ask for gigabytes or for hours. Even the three
-# imports that are allowed never reach NumPy: a stand-in takes their place and only keeps what it was given.
+# imports that are allowed (one has two names) never reach NumPy: a stand-in takes their place, which only keeps what it
+# is given.
 
 MAX_FILE_BYTES = 64 * 2**20  # twice an official batch file
 MAX_IMAGES = MAX_FILE_BYTES // IMAGE_BYTES
@@ -191,8 +195,8 @@ def _check_meta(raw):
 
 # ---------------------------------------------------------------- Opening a source
 #
-# Both functions yield (file name, content). Nothing is ever written to disk, so no path in an archive can do harm;
-# and nothing is read beyond the size it could plausibly have.
+# _files_in_folder and _files_in_archive yield (file name, content). Nothing is ever written to disk, so no path in an
+# archive can do harm; and nothing is read beyond the size it could plausibly have.
 
 MAX_ARCHIVE_BYTES = len(ALL_FILES) * MAX_FILE_BYTES // 2
 MAX_HEADERS_BYTES = 128 * 2**10  # of all files in an archive together; tarfile keeps what it finds in headers
@@ -322,7 +326,8 @@ def load_with_checksums(source=None):
 
     images, labels = (np.concatenate(part) for part in zip(*(batches[name] for name in TRAIN_FILES), strict=True))
     x_test, y_test = batches[TEST_FILE]
-    # The last tenth of the training images is for validation: 5,000 of 50,000.
+    # The last tenth of the training images is for validation: 5,000 of 50,000. The files are in random order already,
+    # so that the end is as good a sample as any; and a fixed split makes runs comparable.
     cut = len(images) - len(images) // 10
     if cut == len(images) or len(x_test) == 0:
         raise DataError(f"{path} has {len(images)} training and {len(x_test)} test images; 10 and 1 are the least")
@@ -338,7 +343,8 @@ def load_cifar10(source=None):
             "sample"    the slice of 1,500 training and 500 test images that comes with this code
 
     Images are uint8 (N, 32, 32, 3), labels int64 (N,). The last 10 % of the training images are the validation split:
-    45,000 / 5,000 / 10,000 images on the full data set. Batch files may hold any number of images.
+    45,000 / 5,000 / 10,000 images on the full data set. Batch files may hold other numbers of images, up
+    to 20,000 each.
     Raises DataError, a ValueError whose message names the file and what is wrong with it.
     """
     return load_with_checksums(source)[0]

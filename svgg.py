@@ -10,8 +10,9 @@ The summary ends with
 
 VGG's idea (Simonyan and Zisserman, https://arxiv.org/abs/1409.1556): small 3×3 filters suffice if the network is deep
 enough, because stacked they see a large field; two of them see 5×5 pixels, with fewer weights than one 5×5 filter and
-one more non-linearity. Its two rules: layers whose output has the same size have the same number of filters; where the
-size is halved the number of filters is doubled, so that each layer costs about the same.
+one more non-linearity. Two rules that the ResNet paper later drew from it: layers whose output has the same size have
+the same number of filters; where the size is halved the number of filters is doubled, so that each layer costs about
+the same. (VGG itself stops doubling at 512.)
 
 Different from the paper: three blocks in place of five, and batch normalisation, which did not exist yet. The tutorial
 calls this "one block less than configuration B" and says that VGG ends with global average pooling; it is two blocks
@@ -28,7 +29,7 @@ from keras import layers
 
 
 def conv_layer(filters):
-    """Return the three layers of one convolution, as a list: Conv 3×3, ReLU, batch normalisation.
+    """Return one convolution as a list of two Keras layers: Conv 3×3 with its ReLU, and batch normalisation.
 
     "same" padding keeps height and width. Normalising after the ReLU is the tutorial's order; the Wide ResNet of the
     next step has it the other way round.
@@ -41,7 +42,7 @@ def vgg_block(filters):
     return [*conv_layer(filters), *conv_layer(filters), layers.MaxPooling2D(2)]
 
 
-def build_svgg():
+def build_svgg(drop_rate=0.5):
     """Return the simplified VGG as an untrained keras.Sequential: (B, 32, 32, 3) -> (B, 10) class probabilities.
 
     It takes standardised images; augment.standardiser makes them. 5,354,570 parameters, 5,352,778 of them trained (the
@@ -56,7 +57,7 @@ def build_svgg():
             layers.Flatten(),  # -> (B, 4096)
             # 4,096 × 1,024 weights: four fifths of the whole network sit in this one layer.
             layers.Dense(1024, activation="relu"),
-            layers.Dropout(0.5),
+            layers.Dropout(drop_rate),  # where most of the weights are, there is most to overfit with
             layers.Dense(len(CLASS_NAMES), activation="softmax"),  # -> (B, 10)
         ],
         name="svgg",

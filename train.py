@@ -8,8 +8,8 @@
 
 A run prints its settings, a line for each epoch (on a terminal: a progress bar), and at the end
 
-    Test accuracy, end-of-training weights: 0.…    <- the result
-    Test accuracy, best weights:            0.…    (optimistic: the epoch was chosen on the test set)
+    Test accuracy, end-of-training weights:   0.…   <- the result
+    Test accuracy, best weights:              0.…   (epoch …, chosen on the test set: optimistic)
 
 Everything it makes lies in one folder, runs/NAME/TIME: config.json (its settings), history.csv (loss, accuracy and
 learning rate of each epoch), metrics.json (the results), model.keras (takes raw pixels 0…255, loads without this code),
@@ -17,8 +17,8 @@ best.weights.h5, standardiser.keras, state.npz (to resume from), logs/ (for Tens
 
 Different from the tutorial: see "Differences from the tutorial" in README.md. The two that matter most. The end-of-
 training weights give the result, since the best ones are chosen on the very images that are then scored; with --holdout
-the choice is made on 5,000 training images, and the test set is touched once. And a run cannot be lost: it may be
-killed at any instant, and then goes on to the same weights, bit for bit, that it would have had.
+the choice is made on 5,000 training images, and the test set is looked at after training only. And a run cannot be
+lost: it may be killed at any instant, and then goes on to the same weights, bit for bit, that it would have had.
 
 Shapes: B images in a batch, N images in all, H = W = 32 pixels, C = 3 channels.
 """
@@ -33,10 +33,11 @@ import threading
 # Ctrl-C and SIGTERM (which `kill` and cluster schedulers send) are waited for by a thread of their own, so that they
 # are heard while the main thread is deep inside a training step or a matrix decomposition. Nothing needs to be tidied
 # up: the files in a run's folder are complete at every instant. This stands before the imports because they take
-# seconds, and somebody may press Ctrl-C then.
+# seconds, and somebody may press Ctrl-C then. On a first reading go on to "Recipes".
 
 # A signal that is ignored when the program starts (by nohup, or a script's `&`) stays ignored.
 STOP_SIGNALS = {number for number in (signal.SIGINT, signal.SIGTERM) if signal.getsignal(number) != signal.SIG_IGN}
+# What the last line tells the user to do; changes once there is something to go on with.
 _farewell = "nothing has been written; give the same command again"
 
 
@@ -89,7 +90,8 @@ class RunError(ValueError):
 
 # ---------------------------------------------------------------- Recipes
 #
-# All that is set for training one network. The command line can override scheme, epochs, batch size and drop rate.
+# What is set for training one network; what the words mean is in the two functions below. The command line can override
+# scheme, epochs, batch size and drop rate.
 
 RECIPES = {
     # The tutorial's settings, taken over as they are.
@@ -136,11 +138,12 @@ RECIPES = {
             "optimizer": "sgd",
             "learning_rate": 0.1,  # the peak
             "schedule": "warmup_cosine",  # up in the first quarter, then down to zero: large steps first, then settle
-            # Decoupled: w −= rate · decay · w at each step. With momentum 0.9 it acts like the paper's 5e-4.
+            # Decoupled: w −= rate · decay · w at each step. The paper's 5e-4 is in the loss, where momentum 0.9
+            # makes every gradient act 1 / (1 − 0.9) = 10 times.
             "weight_decay": 5e-3,
-            "label_smoothing": 0.1,
+            "label_smoothing": 0.1,  # aim at 0.91 for the true class, 0.01 for each other: less overconfident
             "scheme": 4,  # the paper's 4-pixel shift, mean and standard deviation
-            "drop_rate": 0.0,  # regularises against the memorising that takes hundreds of epochs
+            "drop_rate": 0.0,  # dropout fights memorising, which sets in much later
             "epochs": 20,
             "batch_size": 128,
         },
@@ -209,6 +212,14 @@ def writing(path):
         raise RunError(f"{path} cannot be written ({reason}); what its folder held before is intact") from None
 
 
+def _flush_folder(folder):
+    """Make sure that a new name in `folder` outlives a power cut, where the system lets a folder be opened for that."""
+    if hasattr(os, "O_DIRECTORY"):
+        descriptor = os.open(folder, os.O_DIRECTORY)
+        os.fsync(descriptor)
+        os.close(descriptor)
+
+
 def write_atomically(path, write):
     """Call write(temporary_path) and then give that file the name `path`: it is there whole, or not at all.
 
@@ -221,6 +232,7 @@ def write_atomically(path, write):
             with open(temporary, "rb") as file:
                 os.fsync(file.fileno())
             os.replace(temporary, path)
+            _flush_folder(path.parent)
     except RunError:
         with contextlib.suppress(OSError):
             temporary.unlink(missing_ok=True)
@@ -280,6 +292,7 @@ def load_state(run_dir, network, optimizer):
         for i, variable in enumerate(optimizer.variables):
             variable.assign(arrays.pop(f"optimizer_{i}"))
         epochs = {len(progress["seconds"]), *map(len, progress["history"].values())}
+        # Nothing may be left over, each list has a number for each epoch, and one of the epochs is the best.
         if arrays or len(epochs) != 1 or progress["starting_epoch"] + progress["best_epoch"] < 1:
             raise ValueError("its parts do not belong together")
     except Exception as error:  # zip, NumPy, JSON and Keras: each has ways of its own to find a file damaged
@@ -307,7 +320,8 @@ class RunRecorder(keras.callbacks.Callback):
 
     It does the work of ModelCheckpoint, CSVLogger, TensorBoard and BackupAndRestore. Those write in place, each with a
     memory of its own, and a run that is killed between two of them cannot be put together again. Here one file,
-    state.npz, is written first and alone decides; all others are made from it.
+    state.npz, is written first and alone decides; whatever a kill kept from being written after it, open_folder makes
+    from it.
     """
 
     def __init__(self, run_dir, seed, starting_epoch=0, show_epochs=True):
@@ -372,6 +386,7 @@ class RunRecorder(keras.callbacks.Callback):
             progress["history"].setdefault(name, []).append(value)
         progress["seconds"].append(time.perf_counter() - self.started[0])
         progress["cpu_seconds"].append(time.process_time() - self.started[1])
+        # Loss rather than accuracy: it changes with every image, and it notices confident mistakes.
         best = int(np.argmin(progress["history"]["val_loss"]))
         progress["best_epoch"] = progress["starting_epoch"] + best + 1
 
@@ -444,10 +459,9 @@ def compile_and_train(
     scheme:           of augment.SCHEMES, or a dict like those; used for the random transformations.
     optimizer:        a Keras optimizer; RMSprop with its defaults if None.
     epochs:           the number of the last epoch, as in Keras's fit.
-    lr_schedule_fn:   a function from the epoch, counted from 0, to its learning rate, if the rate is to change; cannot
-                      be combined with an optimizer that has a schedule already.
-    starting_epoch:   where the counting starts when a trained model is trained further: images are then drawn as in
-                      that epoch.
+    lr_schedule_fn:   a function from the epoch, counted from 0, to its learning rate; not for an optimizer with a
+                      schedule of its own.
+    starting_epoch:   the first epoch's number, when a model is trained further; images are drawn as in that epoch.
     run_dir:          go on in this folder; if it holds a state.npz, from there. Default: a new one.
     jit_compile:      False switches XLA off; "auto" leaves the choice to Keras (on with a GPU).
 
@@ -458,7 +472,7 @@ def compile_and_train(
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing)
     optimizer = optimizer or keras.optimizers.RMSprop()
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=jit_compile)
-    optimizer.build(model.trainable_variables)  # otherwise it would be restored without its momentum, silently
+    optimizer.build(model.trainable_variables)  # Keras would make the momentum at the first step, after the restoring
     on_terminal = sys.stdout.isatty()
     recorder = RunRecorder(run_dir, seed, starting_epoch, show_epochs=not on_terminal)
     recorder.open_folder(network_of(model), optimizer)
@@ -514,7 +528,7 @@ def plot_learning_rate(history, path):
     epochs = range(1, len(history["loss"]) + 1)
     above, below = figure.subplots(2, 1, sharex=True)
     above.plot(epochs, history["learning_rate"], ".-")
-    above.set(ylabel="learning rate")
+    above.set(ylabel="learning rate, first update")
     below.plot(epochs, history["loss"], "--", label="training")
     below.plot(epochs, history["val_loss"], label="validation")
     below.set(xlabel="epoch", ylabel="loss")
@@ -558,8 +572,10 @@ def best_weights(network, run_dir):
             f"{path} is missing, damaged or of another network ({reason}); restore it, or delete"
             " state.npz beside it, and the run begins again"
         ) from None
-    yield
-    network.set_weights(own)
+    try:
+        yield
+    finally:
+        network.set_weights(own)
 
 
 def predict_classes(model, images):
@@ -646,7 +662,7 @@ def parse_arguments(arguments):
     add("--epochs", type=whole_number(1), help="default: the recipe's (tutorial: 400, modern: 20)")
     add("--scheme", type=int, choices=list(augment.SCHEMES), help="augmentation (tutorial: 1, modern: 4)")
     add("--data", metavar="SOURCE", help="a folder, a tar archive, or sample (default: fetch CIFAR-10)")
-    add("--holdout", action="store_true", help="train on 45,000, choose on 5,000, touch the test set once")
+    add("--holdout", action="store_true", help="train on 45,000, choose on 5,000, test after training only")
     add("--no-test", action="store_true", help="leave the test set untouched, for tuning; needs --holdout")
     add("--batch-size", type=whole_number(1), metavar="B", help="default: 128")
     add("--seed", type=whole_number(0), help="decides weights, order, transformations, dropout (default: 0)")
@@ -682,7 +698,7 @@ def build_network(settings):
     """Return the untrained network that `settings` describe, its weights drawn from the seed."""
     keras.utils.set_random_seed(settings["seed"])
     if settings["network"] == "svgg":
-        return svgg.build_svgg()
+        return svgg.build_svgg(settings["drop_rate"])
     return wrn.build_wrn(settings["num_convs"], settings["k_factor"], settings["drop_rate"])
 
 
@@ -703,7 +719,7 @@ def load_data(source, recorded=None):
     if recorded is not None and checksums != recorded:
         raise RunError("the run was trained on other data (the checksums differ); name those with --data")
     if origin["sample"]:
-        origin["note"] = "a sample of CIFAR-10: expect 35 to 50 % at most; chance is 10 %"
+        origin["note"] = "a sample of CIFAR-10: expect 35 to 50 %; chance is 10 %"
     return images, origin
 
 
@@ -838,12 +854,12 @@ def evaluate_run(model, history, run_dir, config, images):
     write_json(run_dir / "metrics.json", metrics)
 
     chosen_on = "held-out training images" if config["holdout"] else "the test set: optimistic"
-    remarks = {"end_of_training": "", "best_weights": f"  (epoch {progress['best_epoch']}, chosen on {chosen_on})"}
-    for weights, remark in remarks.items():
+    remark = f"  (epoch {progress['best_epoch']}, chosen on {chosen_on})"
+    for weights, label, more in (("end_of_training", "end-of-training", ""), ("best_weights", "best", remark)):
         name = f"{split}_accuracy_{weights}"
         arrow = "  <- the result" if name == result else ""
-        text = f"{split.capitalize()} accuracy, {weights.replace('_', '-')} weights:".replace("best-weights", "best")
-        print(f"{text:<41} {metrics[name]:.4f}{arrow}{remark}")
+        text = f"{split.capitalize()} accuracy, {label} weights:"
+        print(f"{text:<41} {metrics[name]:.4f}{arrow}{more}")
     if note:
         print(f"This was {note}.")
     return metrics

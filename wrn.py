@@ -9,9 +9,10 @@ The summary ends with
     Trainable params: 2,262,986 (8.63 MB)
     Non-trainable params: 5,408 (21.12 KB)
 
-Why residual: in a deep plain network the gradient shrinks as it is multiplied backwards through the layers, so that
-beyond some depth accuracy saturates and falls. A shortcut that adds a block's input to its output gives the gradient a
-short path, and networks of hundreds of layers train (He et al., https://arxiv.org/abs/1512.03385).
+Why residual: beyond some depth a plain network gets worse, on the training images too, though it could copy a shallower
+one. It is hard to optimise: what a layer learns has to pass through all the others, and so has its gradient. A shortcut
+that adds a block's input to its output leaves the block only the difference to learn, and gives the gradient a short
+path; networks of hundreds of layers train (He et al., https://arxiv.org/abs/1512.03385).
 
 Why wide: with so many paths through a very deep residual network most blocks contribute little. Fewer, wider blocks do
 as well or better and train much faster. Zagoruyko and Komodakis (https://arxiv.org/abs/1605.07146) name three factors:
@@ -21,9 +22,11 @@ WRN-n-K counts n convolutions: three groups × N blocks × 2, and four more, whi
 at the start of each group. So n = 6N + 4. WRN-40-2 has N = 6 and less than half of the SVGG's parameters.
 
 Different from the paper, as in the tutorial: the first group halves the image already (the paper's keeps 32×32, sees
-finer detail and costs four times as much); convolutions have biases, though batch normalisation follows and cancels
-them; a Dense layer of 128 before the classes; dropout of whole feature maps. The paper's WRN-40-2 has 2,248,954
-parameters.
+finer detail and costs four times as much); convolutions have biases, though batch normalisation follows and makes them
+all but redundant; a Dense layer of 128 before the classes; dropout of whole feature maps. The paper's WRN-40-2
+has 2,248,954 parameters.
+
+A miniblock here is what the paper calls a block; resnet_block makes a group of N of them.
 
 Shapes: B images in a batch; height × width × channels. N miniblocks in a group; K the widening factor.
 """
@@ -54,7 +57,10 @@ def resnet_input_block(images):
 
 
 def _first_miniblock(tensor, filters, drop_rate):
-    """Halve the size and change the number of channels: (B, 2H, 2W, any) -> (B, H, W, filters)."""
+    """Halve the size and change the number of channels: (B, 2H, 2W, any) -> (B, H, W, filters).
+
+    The input has been normalised where it was made, for both branches, so that no normalisation stands in front.
+    """
     main = _conv(tensor, filters, strides=2)
     main = _bn_relu(main)
     main = layers.SpatialDropout2D(drop_rate)(main)
@@ -67,11 +73,13 @@ def _first_miniblock(tensor, filters, drop_rate):
 def _further_miniblock(tensor, filters, drop_rate):
     """Keep the shape: (B, H, W, filters) -> (B, H, W, filters).
 
-    Batch normalisation and ReLU come before each convolution ("pre-activation"), so that the shortcut is a clean sum:
+    Batch normalisation and ReLU come before each convolution ("pre-activation",
+    https://arxiv.org/abs/1603.05027), so that the shortcut is a clean sum:
     nothing stands between one block's output and the next one's.
     """
     main = _conv(_bn_relu(tensor), filters)
     # Neighbouring pixels of a feature map are correlated: dropping single ones would hide little. So whole maps go.
+    # (Here before the normalisation and in the first miniblock after it: the tutorial's order, kept.)
     main = layers.SpatialDropout2D(drop_rate)(main)
     main = _conv(_bn_relu(main), filters)
     return layers.Add()([main, tensor])

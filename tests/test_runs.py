@@ -152,7 +152,7 @@ def train_undisturbed(arguments, out):
 # ---------------------------------------------------------------- Kills, signals, and the same weights in the end
 
 
-def test_wrn_with_dropout_and_whitening_survives_kills_and_ctrl_c(small_data, tmp_path):
+def test_wrn_with_dropout_and_whitening_survives_a_kill_sigterm_and_ctrl_c(small_data, tmp_path):
     arguments = [*WRN, "--epochs", 3, "--batch-size", 30, "--data", small_data]  # the tutorial's recipe: scheme 1
     out = tmp_path / "killed"
 
@@ -168,12 +168,9 @@ def test_wrn_with_dropout_and_whitening_survives_kills_and_ctrl_c(small_data, tm
     program.wait_until(lambda: 1 in program.epochs())
     with pytest.raises(train.RunError, match="is being written by another process"):
         train.lock(run_dir)
-    program.send(signal.SIGKILL)
+    assert program.send(signal.SIGTERM)[0] == 143
+    assert len(read_history(run_dir)) in (1, 2)
     assert not (run_dir / "metrics.json").exists()
-
-    program = start_or_resume(arguments, out)  # while the next state is being written, or a moment later
-    program.wait_until((run_dir / ".new.state.npz").exists, pause=0.0002)
-    program.send(signal.SIGKILL)
 
     program = start_or_resume(arguments, out)  # in the final evaluation
     program.wait_until((run_dir / "model.keras").exists)
@@ -192,8 +189,8 @@ def test_wrn_with_dropout_and_whitening_survives_kills_and_ctrl_c(small_data, tm
     assert {name: a[name] for name in a if "accuracy" in name} == {name: b[name] for name in b if "accuracy" in name}
 
 
-def test_svgg_with_holdout_survives_a_kill_while_writing_a_full_disk_and_sigterm(small_data, tmp_path):
-    arguments = ["svgg", "--recipe", "modern", "--holdout", "--epochs", 3, "--batch-size", 30, "--data", small_data]
+def test_svgg_with_holdout_survives_a_kill_while_its_state_is_written_and_a_full_disk(small_data, tmp_path):
+    arguments = ["svgg", "--recipe", "modern", "--holdout", "--epochs", 2, "--batch-size", 30, "--data", small_data]
     whole = train_undisturbed(arguments, tmp_path / "whole")
     out = tmp_path / "killed"
 
@@ -209,27 +206,27 @@ def test_svgg_with_holdout_survives_a_kill_while_writing_a_full_disk_and_sigterm
     program = start_or_resume(arguments, out, largest_file=30_000_000)  # the state has 43 million bytes
     status, error = program.send(None)
     assert status == 1
-    assert (
-        error == f"error: {run_dir}/state.npz cannot be written (File too large); what its folder held before is intact"
-    )
+    assert error.startswith(f"error: {run_dir}/state.npz cannot be written (File too large); what its folder held")
     assert ((run_dir / "state.npz").read_bytes(), (run_dir / "history.csv").read_bytes()) == before
     assert not half_written.exists()
 
-    program = start_or_resume(arguments, out)
-    program.wait_until(lambda: program.epochs() == [2])
-    status, farewell = program.send(signal.SIGTERM)
-    assert status == 143
-    assert farewell.endswith(f"train.py --resume {run_dir}")
-    assert len(read_history(run_dir)) == 2
-
     assert start_or_resume(arguments, out).send(None)[0] == 0
-    assert_equal_runs(whole, run_dir, 3)
+    assert_equal_runs(whole, run_dir, 2)
+
+
+def wait_until_it_listens(program):
+    """Wait until the program waits for signals: Python itself needs a moment until then."""
+    status = Path(f"/proc/{program.process.pid}/status")
+    if not status.exists():  # not on Linux
+        time.sleep(1)
+    else:
+        program.wait_until(lambda: int(re.search(r"SigBlk:\s*(\w+)", status.read_text())[1], 16))
 
 
 @pytest.mark.parametrize(("number", "delay"), [(signal.SIGINT, 0), (signal.SIGTERM, 0), (signal.SIGINT, 1.5)])
 def test_stopped_while_it_starts(number, delay, tmp_path):
     program = Program([*WRN, "--data", "sample", "--out", tmp_path / "runs"])
-    program.wait_until(lambda: blocked_signals(program.process.pid) & (1 << (number - 1)))
+    wait_until_it_listens(program)
     time.sleep(delay)
     status, farewell = program.send(number)
     assert status == 128 + number
@@ -239,15 +236,10 @@ def test_stopped_while_it_starts(number, delay, tmp_path):
 
 def test_ctrl_c_does_not_reach_a_run_in_the_background(tmp_path):
     program = Program([*WRN, "--data", "sample", "--out", tmp_path / "runs"], ctrl_c="ignored")
-    program.wait_until(lambda: blocked_signals(program.process.pid) & (1 << (signal.SIGTERM - 1)))
+    wait_until_it_listens(program)
     program.process.send_signal(signal.SIGINT)
     time.sleep(0.2)
     assert program.send(signal.SIGTERM)[0] == 143
-
-
-def blocked_signals(pid):
-    status = Path(f"/proc/{pid}/status").read_text()
-    return int(re.search(r"SigBlk:\s*(\w+)", status)[1], 16)
 
 
 # ---------------------------------------------------------------- Runs of a tiny network, in this process
@@ -255,9 +247,10 @@ def blocked_signals(pid):
 
 @pytest.fixture(scope="module", autouse=True)
 def tiny_wrn():
-    """The command line's WRN is a tiny network in this process, and its pictures are coarse."""
+    """The command line's WRN is a tiny network in this process, and its pictures are quickly drawn."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(train.wrn, "build_wrn", lambda *_: tiny_network(name="wrn-10-1"))
+        patch.setattr(Figure, "tight_layout", lambda figure: None)
         patch.setattr(Figure, "savefig", lambda figure, path, real=Figure.savefig: real(figure, path, dpi=10))
         yield
 
