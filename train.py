@@ -213,11 +213,13 @@ def writing(path):
 
 
 def _flush_folder(folder):
-    """Make sure that a new name in `folder` outlives a power cut, where the system lets a folder be opened for that."""
-    if hasattr(os, "O_DIRECTORY"):
+    """Make a new name in `folder` outlive a power cut, where the system can do that."""
+    with contextlib.suppress(AttributeError, OSError):  # Windows has no O_DIRECTORY; some network disks refuse
         descriptor = os.open(folder, os.O_DIRECTORY)
-        os.fsync(descriptor)
-        os.close(descriptor)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def write_atomically(path, write):
