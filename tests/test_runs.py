@@ -96,7 +96,7 @@ class Program:
         """Send a signal, or none if `number` is None; return the exit status and the last line of stderr."""
         if number:
             self.process.send_signal(number)
-        status = self.process.wait(timeout=120 if number is None else 10)
+        status = self.process.wait(timeout=600 if number is None else 10)
         errors = self.read(self.err)
         assert "Traceback" not in errors
         return status, errors.strip().splitlines()[-1] if errors.strip() else ""
@@ -143,12 +143,6 @@ def start_or_resume(arguments, out, **keywords):
     return Program(["--resume", run_dir] if run_dir else [*arguments, "--out", out], **keywords)
 
 
-def train_undisturbed(arguments, out):
-    status, error = Program([*arguments, "--out", out]).send(None)
-    assert status == 0, error
-    return the_run(out)
-
-
 # ---------------------------------------------------------------- Kills, signals, and the same weights in the end
 
 
@@ -162,7 +156,7 @@ def test_wrn_with_dropout_and_whitening_survives_a_kill_sigterm_and_ctrl_c(small
     run_dir = the_run(out)
     fitted = (run_dir / "standardiser.keras").stat()
     whole = shutil.copytree(run_dir, tmp_path / "whole" / run_dir.parent.name / run_dir.name)  # whitening takes long
-    assert Program(["--resume", whole]).send(None)[0] == 0
+    undisturbed = Program(["--resume", whole])
 
     program = start_or_resume(arguments, out)  # in the second epoch
     program.wait_until(lambda: 1 in program.epochs())
@@ -182,6 +176,7 @@ def test_wrn_with_dropout_and_whitening_survives_a_kill_sigterm_and_ctrl_c(small
     command = shlex.split(farewell.removeprefix("Stopped; go on with: "))
     assert command == ["python", str(ROOT / "train.py"), "--resume", str(run_dir)]
     subprocess.run([sys.executable, *command[1:]], check=True, capture_output=True)
+    assert undisturbed.send(None)[0] == 0
     assert_equal_runs(whole, run_dir, 3)
     again = (run_dir / "standardiser.keras").stat()
     assert (again.st_ino, again.st_mtime_ns) == (fitted.st_ino, fitted.st_mtime_ns)  # it was not fitted a second time
@@ -191,7 +186,7 @@ def test_wrn_with_dropout_and_whitening_survives_a_kill_sigterm_and_ctrl_c(small
 
 def test_svgg_with_holdout_survives_a_kill_while_its_state_is_written_and_a_full_disk(small_data, tmp_path):
     arguments = ["svgg", "--recipe", "modern", "--holdout", "--epochs", 2, "--batch-size", 30, "--data", small_data]
-    whole = train_undisturbed(arguments, tmp_path / "whole")
+    undisturbed = start_or_resume(arguments, tmp_path / "whole")
     out = tmp_path / "killed"
 
     program = start_or_resume(arguments, out)
@@ -211,7 +206,8 @@ def test_svgg_with_holdout_survives_a_kill_while_its_state_is_written_and_a_full
     assert not half_written.exists()
 
     assert start_or_resume(arguments, out).send(None)[0] == 0
-    assert_equal_runs(whole, run_dir, 2)
+    assert undisturbed.send(None)[0] == 0
+    assert_equal_runs(the_run(tmp_path / "whole"), run_dir, 2)
 
 
 def wait_until_it_listens(program):
@@ -539,7 +535,8 @@ def test_damaged_or_hostile_standardiser_is_refused_and_runs_nothing(copy, tmp_p
 
 def kill_at_random(arguments, kills, chance, folder):
     """Kill and resume runs at random moments until `kills` have struck; return (kills, runs, equal runs)."""
-    whole = train_undisturbed(arguments, folder / "whole")
+    assert Program([*arguments, "--out", folder / "whole"]).send(None)[0] == 0
+    whole = the_run(folder / "whole")
     with np.load(whole / "state.npz") as state:
         length = sum(json.loads(str(state["progress"]))["seconds"]) + 5  # and 5 for the evaluation
     struck, equal = 0, []
