@@ -38,6 +38,8 @@ def command(config):
         if name not in ("network", "recipe") and config[name] != default:
             flag = f"--{name.replace('_', '-')}"
             words.append(flag if config[name] is True else f"{flag} {config[name]}")
+    if config["data"]["sample"]:
+        words.append("--data sample")
     return " ".join(words)
 
 
@@ -54,7 +56,7 @@ def table():
             f"[{size}](results/{name})",
             f"{metrics['parameters']:,}",
             f"{config['recipe']}, scheme {config['scheme']}",
-            str(config["epochs"]),
+            f"{config['epochs']}{' on the sample' if config['data']['sample'] else ''}",
             f"{metrics[metrics['result']]:.1%}",
             time,
             f"`{command(config)}`",
