@@ -1,10 +1,10 @@
 """Step 5 of the tutorial: compile, train, evaluate, and look at the predictions. This is the program to run.
 
-    python train.py wrn                          the tutorial's WRN-40-2: 400 epochs, hours on a GPU, days on a CPU
-    python train.py svgg                         the tutorial's simplified VGG
-    python train.py wrn --recipe modern          the same network, trained in 20 epochs and better
+    python train.py wrn                             the tutorial's WRN-40-2: 400 epochs, made for a GPU
+    python train.py svgg                            the tutorial's simplified VGG
+    python train.py wrn --recipe modern             the same network with newer settings, 20 epochs
     python train.py wrn --data sample --epochs 2    two epochs on a small slice, without a network
-    python train.py --resume runs/NAME/TIME      go on where an interrupted run stopped
+    python train.py --resume runs/NAME/TIME         go on where an interrupted run stopped
 
 A run prints its settings, a line for each epoch (on a terminal: a progress bar), and at the end
 
