@@ -7,8 +7,8 @@
 
 It prints a table, which is Markdown too. Both contestants run in this process, by turns, several rounds after one that
 does not count, so that what else the machine does hits both. A figure is the median of the rounds, with the lowest and
-the highest in brackets. "a second" is by the clock; "a CPU second" counts the work of all threads, and is the figure to
-trust on a machine that others use as well. The ratios are between the medians; above 1 ours is the better one.
+the highest in brackets. "CPU" counts the work of all threads (images a CPU second, or CPU seconds), and is the figure
+to trust on a machine that others use as well. The ratios are between the medians; above 1 ours is the better one.
 """
 
 import argparse

@@ -261,6 +261,15 @@ def test_the_draws_fill_their_ranges_and_height_range_moves_x():
         assert 0.99 * reach < distance.max() <= 1.0001 * reach, name
 
 
+def test_a_shift_below_1_is_a_fraction_of_the_side_and_from_1_it_is_pixels():
+    """As in ImageDataGenerator; and the whole number 1 is no shift at all."""
+    for given, reach in (0.9, 28.8), (1.0, 1.0), (1.5, 1.5), (1, 0.0), (0, 0.0):
+        shifts = drawn_by_us(8000, {"width_shift_range": given})["ty"]
+        np.testing.assert_allclose([shifts.min(), shifts.max()], [-reach, reach], rtol=0.01)
+        theirs = drawn_by_image_data_generator(8000, {"width_shift_range": given})["ty"]
+        np.testing.assert_allclose([theirs.min(), theirs.max()], [-reach, reach], rtol=0.01)
+
+
 def test_whole_pixel_shifts_have_image_data_generators_distribution():
     """An int k draws −(k−1) … k−1 with 0 twice as likely: in scheme 4 ten equal shares, of which 0 has two."""
     for name in ("tx", "ty"):
@@ -555,11 +564,20 @@ def test_images_of_one_colour_give_zeros(scheme, value):
     np.testing.assert_array_equal(augment.standardiser(images, scheme)(images), np.zeros(images.shape))
 
 
+def test_a_channel_that_never_changes_is_divided_by_what_image_data_generator_takes():
+    """By 1e-6: a grey level more is a million."""
+    images, unseen = np.full((10, 8, 8, 3), 127, np.uint8), np.full((1, 8, 8, 3), 128, np.uint8)
+    expected = by_image_data_generator(unseen, images, 3)
+    np.testing.assert_allclose(expected, 1e6, rtol=1e-5)
+    np.testing.assert_allclose(augment.standardiser(images, 3)(unseen), expected, rtol=1e-5)
+
+
 @pytest.mark.parametrize("count", [10, 77, 1001])
 def test_images_that_hardly_vary_are_not_drowned_in_rounding_noise(count):
     """Black, but for two pixels that are 0 or 1: three directions (the third from pixels that differ from the mean)."""
     images = np.zeros((count, 8, 8, 3), np.uint8)
-    images[:, [2, 5], [2, 3], 1] = np.random.default_rng(0).integers(0, 2, (count, 2))
+    for row, channel in (2, 1), (5, 0):
+        images[:, row, 2, channel] = np.random.default_rng(row).integers(0, 2, count)
     mean, _ = augment.channel_statistics(images)
     matrix = augment.zca_matrix(images, mean, epsilon=1e-6)
     assert np.linalg.matrix_rank(matrix) <= 3

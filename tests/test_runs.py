@@ -402,6 +402,7 @@ def test_full_disk_or_lost_folder_is_one_line(copy, untrained, monkeypatch, func
     assert not list(copy.glob(".new.*"))
     if limit:
         train.load_state(copy, *untrained)
+        assert not (copy / "metrics.json").exists()  # it would say that the run is finished
 
 
 # ---------------------------------------------------------------- Damaged and hostile files
@@ -502,6 +503,7 @@ def test_resumed_run_notices_damage_before_it_trains(copy):
     (copy / "best.weights.h5").write_bytes(b"no weights")
     error = error_of("--resume", copy, "--epochs", "4")
     assert re.search(r"best\.weights\.h5 is missing, damaged or of another network \(.*\); restore it", error)
+    assert len(read_history(copy)) == 3
     (copy / "state.npz").write_bytes(b"no state")
     assert "state.npz is damaged" in error_of("--resume", copy)
     (copy / "standardiser.keras").write_bytes(b"no model")

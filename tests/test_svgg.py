@@ -55,6 +55,7 @@ def test_each_layer_has_the_tutorials_settings(network):
     hidden, dropout, classes = network.layers[-3:]
     assert (hidden.units, hidden.activation) == (1024, keras.activations.relu)
     assert dropout.rate == 0.5
+    assert svgg.build_svgg(0.2).layers[-2].rate == 0.2
     assert (classes.units, classes.activation) == (10, keras.activations.softmax)
 
 

@@ -271,9 +271,12 @@ def test_best_weights_are_of_the_epoch_with_the_lowest_validation_loss(tmp_path)
         model, tmp_path, optimizer=keras.optimizers.SGD(1.0), lr_schedule_fn=rates.__getitem__
     )
     assert np.argmin(history["val_loss"]) != 2
+    own = weights_of(model)
     with train.best_weights(train.network_of(model), run_dir):
         loss = model.evaluate(X_VAL, data.get_onehot(Y_VAL), verbose=0, return_dict=True)["loss"]
     assert loss == pytest.approx(min(history["val_loss"]), rel=1e-5)
+    for a, b in zip(own, weights_of(model), strict=True):  # the model has its own weights back
+        np.testing.assert_array_equal(a, b)
 
 
 @pytest.mark.parametrize("content", [None, b"", b"not HDF5", "truncated"])
