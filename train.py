@@ -90,8 +90,8 @@ class RunError(ValueError):
 
 # ---------------------------------------------------------------- Recipes
 #
-# What is set for training one network; what the words mean is in the two functions below. The command line can override
-# scheme, epochs, batch size and drop rate.
+# What is set for training one network; what the words mean is in the two functions below. Each line has an option on the
+# command line of the same name, so that the effect of one change can be seen.
 
 RECIPES = {
     # The tutorial's settings, taken over as they are.
@@ -100,6 +100,7 @@ RECIPES = {
             "optimizer": "rmsprop",
             "learning_rate": 0.001,  # RMSprop's default, and constant: the curves fluctuate after epoch 50
             "schedule": "constant",
+            "warmup": 0.0,
             "weight_decay": 0.0,
             "label_smoothing": 0.0,
             "scheme": 1,
@@ -113,6 +114,7 @@ RECIPES = {
             # rate = 0.1 / (1 + 0.0005 · updates). The paper's 0.0005 is a *weight* decay; passed to Keras as `decay` it
             # became a decay of the learning rate, which is down to a tenth after 46 epochs and to 0.0013 after 400.
             "schedule": "inverse_time",
+            "warmup": 0.0,
             "weight_decay": 0.0,
             "label_smoothing": 0.0,
             "scheme": 1,
@@ -126,7 +128,8 @@ RECIPES = {
         "svgg": {
             "optimizer": "sgd",
             "learning_rate": 0.03,  # the peak; at 0.1 this network stays at chance
-            "schedule": "warmup_cosine",
+            "schedule": "cosine",
+            "warmup": 0.25,
             "weight_decay": 5e-3,
             "label_smoothing": 0.1,
             "scheme": 4,
@@ -137,7 +140,8 @@ RECIPES = {
         "wrn": {
             "optimizer": "sgd",
             "learning_rate": 0.1,  # the peak
-            "schedule": "warmup_cosine",  # up in the first quarter, then down to zero: large steps first, then settle
+            "schedule": "cosine",  # down to zero: large steps first, then settle
+            "warmup": 0.25,  # before that, up from zero in this share of all updates
             # Decoupled: w −= rate · decay · w at each step. The paper's 5e-4 is in the loss, where momentum 0.9
             # makes every gradient act 1 / (1 − 0.9) = 10 times.
             "weight_decay": 5e-3,
@@ -151,6 +155,7 @@ RECIPES = {
 }
 # Schedules that do not depend on the number of epochs: such a run can be lengthened afterwards.
 OPEN_ENDED_SCHEDULES = ("constant", "inverse_time")
+SCHEDULES = (*OPEN_ENDED_SCHEDULES, "cosine")
 
 
 def learning_rate(settings, steps_per_epoch):
@@ -161,8 +166,8 @@ def learning_rate(settings, steps_per_epoch):
     rate, total = settings["learning_rate"], settings["epochs"] * steps_per_epoch
     if settings["schedule"] == "inverse_time":
         return keras.optimizers.schedules.InverseTimeDecay(rate, decay_steps=1, decay_rate=0.0005)
-    if settings["schedule"] == "warmup_cosine":
-        warmup = total // 4
+    if settings["schedule"] == "cosine":
+        warmup = round(settings["warmup"] * total)
         return keras.optimizers.schedules.CosineDecay(0.0, total - warmup, warmup_target=rate, warmup_steps=warmup)
     if settings["schedule"] != "constant":
         raise ValueError(f"there is no schedule {settings['schedule']!r}")
@@ -171,13 +176,13 @@ def learning_rate(settings, steps_per_epoch):
 
 def make_optimizer(settings, steps_per_epoch):
     """Return the Keras optimizer that `settings`, an entry of RECIPES, describes."""
-    rate = learning_rate(settings, steps_per_epoch)
+    rate, decay = learning_rate(settings, steps_per_epoch), settings["weight_decay"] or None
     if settings["optimizer"] == "rmsprop":
-        return keras.optimizers.RMSprop(rate)
-    if settings["optimizer"] != "sgd":
+        optimizer = keras.optimizers.RMSprop(rate, weight_decay=decay)
+    elif settings["optimizer"] == "sgd":
+        optimizer = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=decay)
+    else:
         raise ValueError(f"there is no optimizer {settings['optimizer']!r}")
-    decay = settings["weight_decay"] or None
-    optimizer = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=decay)
     if decay:  # biases, scales and shifts are few and no cause of overfitting
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
@@ -652,6 +657,18 @@ def whole_number(least, most=2**31 - 1):
     return number
 
 
+def real_number(least, below):
+    """Return a function for argparse that takes a number from `least` on and below `below`."""
+
+    def number(text):
+        with contextlib.suppress(ValueError):
+            if least <= float(text) < below:
+                return float(text)
+        raise argparse.ArgumentTypeError(f"{text!r} is not a number from {least} to below {below}")
+
+    return number
+
+
 def parse_arguments(arguments):
     """Return (parser, options); an option that was not given is not in `options`."""
     parser = argparse.ArgumentParser(
@@ -672,6 +689,12 @@ def parse_arguments(arguments):
     add("--num-convs", type=int, metavar="n", help="WRN: number of convolutions, 6N + 4 (default: 40)")
     add("--k-factor", type=int, metavar="K", help="WRN: widening factor (default: 2)")
     add("--drop-rate", type=float, metavar="RATE", help="WRN: dropout (tutorial: 0.3, modern: 0)")
+    add("--optimizer", choices=["sgd", "rmsprop"], help="this and the next five: one line of the recipe each")
+    add("--learning-rate", type=real_number(1e-9, 1000), metavar="RATE", help="at the first update, or the peak")
+    add("--schedule", choices=SCHEDULES, help="how the learning rate falls; cosine: to zero at the end")
+    add("--warmup", type=real_number(0, 1), metavar="SHARE", help="of all updates; before a cosine")
+    add("--weight-decay", type=real_number(0, 1), metavar="DECAY", help="decoupled (tutorial: 0, modern: 0.005)")
+    add("--label-smoothing", type=real_number(0, 1), metavar="SHARE", help="tutorial: 0, modern: 0.1")
     add("--no-xla", action="store_true", help="do not compile with XLA (see README.md, Troubleshooting)")
     add("--resume", metavar="RUN", help="go on with the run in this folder; with --epochs, lengthen it")
     options = {name: value for name, value in vars(parser.parse_args(arguments)).items() if value is not None}

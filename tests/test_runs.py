@@ -312,11 +312,11 @@ def test_killed_between_the_state_and_the_files_that_follow_it(finished, copy):
     ("arguments", "schedule", "message"),
     [
         ([], "inverse_time", "is finished: 3 epochs; lengthen it with --epochs"),
-        ([], "warmup_cosine", "is finished: 3 epochs; nothing is left to do"),
+        ([], "cosine", "is finished: 3 epochs; nothing is left to do"),
         (["--epochs", "2"], "inverse_time", "has 3 epochs; --epochs can lengthen it, not shorten it"),
         (
             ["--epochs", "9"],
-            "warmup_cosine",
+            "cosine",
             "its learning rate reaches zero at epoch 3. Start a new run with --epochs 9",
         ),
         (["--data", "sample"], "inverse_time", "is finished"),

@@ -113,7 +113,7 @@ def test_defaults_are_the_tutorials(network, own):
     _, options = train.parse_arguments([network])
     size = {"num_convs": 40, "k_factor": 2} if network == "wrn" else {"num_convs": None, "k_factor": None}
     common = {"network": network, "recipe": "tutorial", "scheme": 1, "epochs": 400, "batch_size": 128, "seed": 0}
-    plain = {"weight_decay": 0.0, "label_smoothing": 0.0, "holdout": False, "no_test": False, "no_xla": False}
+    plain = {"warmup": 0.0, "weight_decay": 0.0, "label_smoothing": 0.0, "holdout": False, "no_test": False, "no_xla": False}
     assert train.make_settings(options) == common | size | own | plain
 
 
@@ -143,6 +143,34 @@ def test_modern_learning_rate_rises_in_the_first_quarter_and_falls_to_zero(netwo
     rate = train.learning_rate(train.RECIPES["modern"][network], 391)
     for update in (0, 1, 1000, 1954, 1955, 1956, 4000, 7819, 7820):
         assert float(rate(update)) == pytest.approx(modern_rate(update, 20 * 391, peak), rel=1e-4, abs=1e-8)
+
+
+@pytest.mark.parametrize(("warmup", "rises_until"), [(0.0, 0), (0.1, 10), (0.5, 50)])
+def test_warmup_is_a_share_of_all_updates(warmup, rises_until):
+    settings = train.RECIPES["modern"]["wrn"] | {"warmup": warmup, "epochs": 10}
+    rate = train.learning_rate(settings, 10)
+    rates = [float(rate(update)) for update in range(100)]
+    assert np.argmax(rates) == rises_until
+    assert rates[rises_until] == pytest.approx(0.1)
+    assert rates[-1] < 0.001
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "rmsprop"])
+def test_weight_decay_works_with_both_optimizers(optimizer):
+    settings = train.RECIPES["tutorial"]["svgg"] | {"optimizer": optimizer, "learning_rate": 0.1, "weight_decay": 0.5}
+    variable = keras.Variable(np.ones(3, "float32"), name="kernel")
+    train.make_optimizer(settings, 1).apply([keras.ops.zeros(3)], [variable])
+    np.testing.assert_allclose(variable.numpy(), 1 - 0.1 * 0.5)
+
+
+def test_each_line_of_a_recipe_can_be_changed_on_the_command_line():
+    changes = {"optimizer": "rmsprop", "learning_rate": 0.02, "schedule": "cosine", "warmup": 0.5, "scheme": 2}
+    changes |= {"weight_decay": 0.01, "label_smoothing": 0.2, "drop_rate": 0.1, "epochs": 3, "batch_size": 64}
+    words = [word for name, value in changes.items() for word in (f"--{name.replace('_', '-')}", str(value))]
+    _, options = train.parse_arguments(["wrn", *words])
+    settings = train.make_settings(options)
+    assert set(changes) == set(train.RECIPES["tutorial"]["wrn"])
+    assert {name: settings[name] for name in changes} == changes
 
 
 def test_modern_step_is_nesterov_with_decoupled_decay_of_the_kernels_only():
@@ -521,6 +549,10 @@ def test_holdout_uses_each_split_for_its_purpose_only(tmp_path, monkeypatch, fig
         ("wrn --epochs 1.5", "'1.5' is not a whole number"),
         ("wrn --epochs ٣", "is not a whole number"),
         ("wrn --batch-size 0", "'0' is not a whole number from 1"),
+        ("wrn --warmup 1", "'1' is not a number from 0 to below 1"),
+        ("wrn --weight-decay nan", "'nan' is not a number from 0"),
+        ("wrn --label-smoothing -0.1", "'-0.1' is not a number from 0"),
+        ("wrn --learning-rate fast", "'fast' is not a number from"),
         ("wrn --seed -1", "'-1' is not a whole number from 0"),
         ("wrn --seed 4294967296", "is not a whole number from 0 to 2147483647"),
         ("wrn --scheme 9", "invalid choice"),
