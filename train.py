@@ -90,8 +90,8 @@ class RunError(ValueError):
 
 # ---------------------------------------------------------------- Recipes
 #
-# What is set for training one network; what the words mean is in the two functions below. Each line has an option on the
-# command line of the same name, so that the effect of one change can be seen.
+# What is set for training one network; what the words mean is in the two functions below. Each line is also an option
+# on the command line, so that the effect of one change can be seen.
 
 RECIPES = {
     # The tutorial's settings, taken over as they are.

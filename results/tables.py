@@ -1,30 +1,71 @@
-"""Writes the README's table of results from the runs in this folder.
+"""Writes the README's tables, and the figure of the learning curves, from the runs in this folder.
 
-    python results/tables.py            put the table into README.md
-    python results/tables.py --check    only say whether README.md has it as it should be (exit status 1 if not)
+    python results/tables.py            put the tables into README.md, and draw networks.png
+    python results/tables.py --check    only say whether README.md has them as they should be (exit status 1 if not)
 
 A run here is the folder of a run of train.py without its large files: config.json, history.csv, metrics.json, pictures.
+
+    quickstart/    the README's first command
+    networks/      both networks with both recipes, trained on all 50,000 images, scored once on the test set
+    ladder/        WRN-16-2 from the tutorial's recipe to the modern one, one change at a time, scored on the 5,000
+                   held-out training images. Names sort in the order of the rungs; a name ending in -seedK is a
+                   repetition of the same rung with another seed
+    tried/         as the ladder; changes of the modern recipe that were tried and not taken
+    schemes/       as the ladder; the tutorial's recipe with scheme 2 (schemes 1, 3 and 4 are rungs)
 """
 
+import csv
 import json
 import sys
 from pathlib import Path
 
 RESULTS = Path(__file__).parent
 README = RESULTS.parent / "README.md"
-BEGIN, END = "<!-- results:begin -->", "<!-- results:end -->"
 
 sys.path.insert(0, str(RESULTS.parent))
 import train
 
+# isort: split
+from matplotlib.figure import Figure
 
-def runs():
-    """Return [(name, config, metrics)] of all runs in this folder, the longest training first."""
-    found = []
-    for path in RESULTS.glob("*/metrics.json"):
-        config = json.loads((path.parent / "config.json").read_text())
-        found.append((path.parent.name, config, json.loads(path.read_text())))
-    return sorted(found, key=lambda run: (-run[1]["epochs"], run[0]))
+# What others report; the sources are in README.md.
+TUTORIAL = {"wrn": "89.3% after 400", "svgg": "86.4% after 400"}
+PAPER = {"wrn": "94.7% after 200", "svgg": "–"}
+LABELS = {  # how the ladder says what was changed
+    "scheme": "augmentation scheme",
+    "schedule": "learning rate over time",
+    "warmup": "warm-up, share of all updates",
+    "weight_decay": "weight decay",
+    "drop_rate": "dropout",
+    "label_smoothing": "label smoothing",
+    "batch_size": "batch size",
+    "learning_rate": "learning rate",
+}
+
+# ---------------------------------------------------------------- Reading the runs
+
+
+def read_run(folder):
+    """Return the run in `folder` as a dict: name, config, metrics, history (a column name -> a list of numbers)."""
+    with open(folder / "history.csv", newline="") as file:
+        rows = list(csv.DictReader(file))
+    return {
+        "name": str(folder.relative_to(RESULTS.parent)),
+        "config": json.loads((folder / "config.json").read_text()),
+        "metrics": json.loads((folder / "metrics.json").read_text()),
+        "history": {name: [float(row[name]) for row in rows] for name in rows[0]},
+    }
+
+
+def runs(group):
+    """Return the runs below results/`group`, in the order of their names."""
+    return [read_run(path.parent) for path in sorted(RESULTS.glob(f"{group}/**/metrics.json"))]
+
+
+def settings(run):
+    """Return what the options of the command line set, without the seed."""
+    names = train.make_settings({"network": run["config"]["network"]})
+    return {name: run["config"][name] for name in names if name not in ("seed", "recipe")}
 
 
 def command(config):
@@ -32,9 +73,8 @@ def command(config):
     options = {"network": config["network"]}
     if config["recipe"] != "tutorial":
         options["recipe"] = config["recipe"]
-    defaults = train.make_settings(options)
     words = ["python train.py", config["network"]] + (["--recipe", config["recipe"]] if "recipe" in options else [])
-    for name, default in defaults.items():
+    for name, default in train.make_settings(options).items():
         if name not in ("network", "recipe") and config[name] != default:
             flag = f"--{name.replace('_', '-')}"
             words.append(flag if config[name] is True else f"{flag} {config[name]}")
@@ -43,41 +83,182 @@ def command(config):
     return " ".join(words)
 
 
-def table():
-    """Return the table of results as Markdown."""
-    lines = [
-        "| network | parameters | recipe | epochs | test accuracy | minutes an epoch (CPU ms an image) | command |",
-        "|---|---|---|---|---|---|---|",
+# ---------------------------------------------------------------- The tables
+
+
+def markdown(titles, rows):
+    lines = [titles, ["---"] * len(titles), *rows]
+    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+
+
+def network_name(config):
+    return f"WRN-{config['num_convs']}-{config['k_factor']}" if config["network"] == "wrn" else "simplified VGG"
+
+
+def results_table():
+    """Both networks and recipes, and the quick start: the scores on the test set."""
+    rows = []
+    for run in (*runs("networks"), *runs("quickstart")):
+        config, metrics, full = run["config"], run["metrics"], not run["config"]["data"]["sample"]
+        rows.append(
+            [
+                f"[{network_name(config)}]({run['name']})",
+                f"{metrics['parameters']:,}",
+                f"{config['recipe']}, scheme {config['scheme']}",
+                config["epochs"] if full else f"{config['epochs']} on 1,500 images",
+                f"**{metrics[metrics['result']]:.1%}**",
+                TUTORIAL[config["network"]] if full else "",
+                PAPER[config["network"]] if full else "",
+                f"`{command(config)}`",
+            ]
+        )
+    titles = ("network", "parameters", "recipe", "epochs", "test accuracy", "the tutorial", "the paper", "command")
+    return markdown(titles, rows)
+
+
+def cost_table():
+    """What an epoch of each network costs."""
+    rows = []
+    for run in runs("networks"):
+        metrics = run["metrics"]
+        rows.append(
+            [
+                f"{network_name(run['config'])}, {run['config']['recipe']}",
+                f"{metrics['seconds_per_epoch']:.0f}",
+                f"{metrics['images_per_second']:.0f}",
+                f"{1000 * metrics['cpu_seconds_per_image']:.1f}",
+            ]
+        )
+    return markdown(("run", "seconds an epoch", "images/s", "CPU ms an image"), rows)
+
+
+def held_out(rung):
+    """Return the end-of-training accuracies on the held-out images of the runs of one rung, in per cent."""
+    return [100 * run["metrics"]["validation_accuracy_end_of_training"] for run in rung]
+
+
+def mean(values):
+    return sum(values) / len(values)
+
+
+def show_scores(rung):
+    scores = held_out(rung)
+    spread = "" if len(scores) == 1 else f" ({min(scores):.1f}–{max(scores):.1f}, {len(scores)} seeds)"
+    return f"{mean(scores):.1f}{spread}"
+
+
+def rungs(group):
+    """Return the runs of a group as lists: runs that differ in nothing but the seed are together."""
+    together = {}
+    for run in runs(group):
+        together.setdefault(json.dumps(settings(run)), []).append(run)
+    return list(together.values())
+
+
+def changes(before, after):
+    """Return in words how the settings of one run differ from those of another."""
+    old, new = settings(before), settings(after)
+    changed = [name for name in new if new[name] != old[name]]
+    return ", ".join(f"{LABELS[name]}: {old[name]} → {new[name]}" for name in changed)
+
+
+def comparison_rows(start, others, cumulative):
+    """Return a row for each of `others`: the change from `start`, or, if cumulative, from the one before."""
+    rows = []
+    for rung in others:
+        gain = mean(held_out(rung)) - mean(held_out(start))
+        trained = mean([100 * run["history"]["accuracy"][-1] for run in rung])
+        link = f"[{changes(start[0], rung[0])}]({rung[0]['name']})"
+        rows.append([link, f"{trained:.1f}", show_scores(rung), f"{gain:+.1f}", f"`{command(rung[0]['config'])}`"])
+        start = rung if cumulative else start
+    return rows
+
+
+TITLES = ("change", "accuracy on the images trained on, %", "on the 5,000 held out, %", "gain", "command")
+
+
+def first_row(title, rung):
+    trained = mean([100 * run["history"]["accuracy"][-1] for run in rung])
+    link = f"[{title}]({rung[0]['name']})"
+    return [link, f"{trained:.1f}", show_scores(rung), "", f"`{command(rung[0]['config'])}`"]
+
+
+def ladder_table():
+    """From the tutorial's recipe to the modern one, one change at a time."""
+    first, *others = rungs("ladder")
+    return markdown(TITLES, [first_row("the tutorial's recipe", first), *comparison_rows(first, others, True)])
+
+
+def tried_table():
+    """Changes of the modern recipe that were tried and not taken."""
+    modern = rungs("ladder")[-1]
+    return markdown(TITLES, [first_row("the modern recipe", modern), *comparison_rows(modern, rungs("tried"), False)])
+
+
+def schemes_table():
+    """The tutorial's recipe with each of the schemes."""
+    first, *others = rungs("ladder")
+    only_the_scheme = [
+        rung
+        for rung in (*others, *rungs("schemes"))
+        if settings(rung[0]) | {"scheme": 1} == settings(first[0]) | {"scheme": 1}
     ]
-    for name, config, metrics in runs():
-        size = f"WRN-{config['num_convs']}-{config['k_factor']}" if config["network"] == "wrn" else "simplified VGG"
-        time = f"{metrics['seconds_per_epoch'] / 60:.1f} ({1000 * metrics['cpu_seconds_per_image']:.1f})"
-        cells = [
-            f"[{size}](results/{name})",
-            f"{metrics['parameters']:,}",
-            f"{config['recipe']}, scheme {config['scheme']}",
-            f"{config['epochs']}{' on the sample' if config['data']['sample'] else ''}",
-            f"{metrics[metrics['result']]:.1%}",
-            time,
-            f"`{command(config)}`",
-        ]
-        lines.append("| " + " | ".join(cells) + " |")
-    return "\n".join(lines)
+    chosen = sorted([first, *only_the_scheme], key=lambda rung: rung[0]["config"]["scheme"])
+    rows = [first_row(f"scheme {rung[0]['config']['scheme']}", rung) for rung in chosen]
+    titles, keep = (("scheme", *TITLES[1:]), (0, 1, 2, 4))
+    return markdown([titles[i] for i in keep], [[row[i] for i in keep] for row in rows])
 
 
-def with_table(text):
-    """Return the README `text` with the table between its two marks."""
-    before, rest = text.split(BEGIN)
-    _, after = rest.split(END)
-    return f"{before}{BEGIN}\n{table()}\n{END}{after}"
+TABLES = {
+    "results": results_table,
+    "cost": cost_table,
+    "ladder": ladder_table,
+    "tried": tried_table,
+    "schemes": schemes_table,
+}
+
+
+def with_tables(text):
+    """Return the README `text` with each table between its two marks."""
+    for name, table in TABLES.items():
+        begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
+        if begin in text:
+            before, rest = text.split(begin)
+            text = f"{before}{begin}\n{table()}\n{end}{rest.split(end)[1]}"
+    return text
+
+
+# ---------------------------------------------------------------- The figure
+
+
+def plot_networks(path):
+    """Write a figure to `path`: for each network the accuracy of both recipes after each epoch."""
+    figure = Figure(figsize=(12, 4.8))
+    axes = figure.subplots(1, 2, sharey=True)
+    reported = {"wrn": 0.893, "svgg": 0.864}
+    for axis, network in zip(axes, reported, strict=True):
+        for i, run in enumerate(run for run in runs("networks") if run["config"]["network"] == network):
+            for split, column, line in (("training", "accuracy", "--"), ("test", "val_accuracy", "-")):
+                history, label = run["history"], f"{run['config']['recipe']}, {split}"
+                axis.plot(history["epoch"], history[column], line, color=f"C{i}", label=label)
+            axis.set_title(network_name(run["config"]))
+        axis.axhline(reported[network], color="grey", linewidth=1)
+        axis.text(1, reported[network], "the tutorial after 400 epochs", va="bottom", fontsize=8, color="grey")
+        axis.set(xlabel="epoch", ylabel="accuracy")
+        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.grid(alpha=0.3)
+        axis.legend(loc="lower right")
+    figure.tight_layout()
+    figure.savefig(path)
 
 
 def main(arguments):
     text = README.read_text()
-    new = with_table(text)
+    new = with_tables(text)
     if "--check" in arguments:
         raise SystemExit(0 if new == text else "error: README.md disagrees with results/: run python results/tables.py")
     README.write_text(new)
+    plot_networks(RESULTS / "networks.png")
 
 
 if __name__ == "__main__":
