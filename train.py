@@ -143,9 +143,10 @@ RECIPES = {
             "schedule": "cosine",  # down to zero: large steps first, then settle
             "warmup": 0.25,  # before that, up from zero in this share of all updates
             # Decoupled: w −= rate · decay · w at each step. The paper's 5e-4 is in the loss, where momentum 0.9
-            # makes every gradient act 1 / (1 − 0.9) = 10 times.
-            "weight_decay": 5e-3,
-            "label_smoothing": 0.1,  # aim at 0.91 for the true class, 0.01 for each other: less overconfident
+            # makes every gradient act 1 / (1 − 0.9) = 10 times: 5e-3 here. Twice that did better in a short run.
+            "weight_decay": 1e-2,
+            # Aim at 0.91 for the true class, 0.01 for each other: less overconfident. No gain in ten epochs, no loss.
+            "label_smoothing": 0.1,
             "scheme": 4,  # the paper's 4-pixel shift, mean and standard deviation
             "drop_rate": 0.0,  # dropout fights memorising, which sets in much later
             "epochs": 20,
@@ -744,7 +745,7 @@ def load_data(source, recorded=None):
     if recorded is not None and checksums != recorded:
         raise RunError("the run was trained on other data (the checksums differ); name those with --data")
     if origin["sample"]:
-        origin["note"] = "a sample of CIFAR-10: expect 35 to 50 %; chance is 10 %"
+        origin["note"] = "a sample of CIFAR-10: expect 35 to 55 %; chance is 10 %"
     return images, origin
 
 

@@ -10,7 +10,7 @@ A run here is the folder of a run of train.py without its large files: config.js
     ladder/        WRN-16-2 from the tutorial's recipe to the modern one, one change at a time, scored on the 5,000
                    held-out training images. Names sort in the order of the rungs; a name ending in -seedK is a
                    repetition of the same rung with another seed
-    tried/         as the ladder; changes of the modern recipe that were tried and not taken
+    tried/         as the ladder; changes that were tried and not taken
     schemes/       as the ladder; the tutorial's recipe with scheme 2 (schemes 1, 3 and 4 are rungs)
 """
 
@@ -75,7 +75,8 @@ def command(config):
         options["recipe"] = config["recipe"]
     words = ["python train.py", config["network"]] + (["--recipe", config["recipe"]] if "recipe" in options else [])
     for name, default in train.make_settings(options).items():
-        if name not in ("network", "recipe") and config[name] != default:
+        # Runs of earlier versions lack settings that came later; what they lack they did not use.
+        if name not in ("network", "recipe") and config.get(name, default) != default:
             flag = f"--{name.replace('_', '-')}"
             words.append(flag if config[name] is True else f"{flag} {config[name]}")
     if config["data"]["sample"]:
@@ -186,13 +187,22 @@ def first_row(title, rung):
 def ladder_table():
     """From the tutorial's recipe to the modern one, one change at a time."""
     first, *others = rungs("ladder")
-    return markdown(TITLES, [first_row("the tutorial's recipe", first), *comparison_rows(first, others, True)])
+    rows = [first_row("the tutorial's recipe", first), *comparison_rows(first, others, True)]
+    return markdown(("rung", *TITLES), [[i + 1, *row] for i, row in enumerate(rows)])
 
 
 def tried_table():
-    """Changes of the modern recipe that were tried and not taken."""
-    modern = rungs("ladder")[-1]
-    return markdown(TITLES, [first_row("the modern recipe", modern), *comparison_rows(modern, rungs("tried"), False)])
+    """Changes that were tried and not taken, each beside the rung of the ladder that it was tried on."""
+
+    def distance(rung, other):
+        return sum(settings(rung[0])[name] != value for name, value in settings(other[0]).items())
+
+    ladder, rows = rungs("ladder"), []
+    for rung in rungs("tried"):
+        base = min(reversed(ladder), key=lambda other: distance(other, rung))
+        row = first_row(f"rung {ladder.index(base) + 1} of the ladder", base)
+        rows += [row] * (row not in rows) + comparison_rows(base, [rung], False)
+    return markdown(TITLES, rows)
 
 
 def schemes_table():

@@ -1,5 +1,6 @@
 """README.md keeps its word: its commands work, its links lead somewhere, its numbers are those of the runs."""
 
+import json
 import re
 import runpy
 import shlex
@@ -70,9 +71,19 @@ def test_links_to_files_lead_somewhere():
             assert (ROOT / target).exists(), target
 
 
-def test_table_of_results_is_that_of_the_runs():
+def test_tables_are_those_of_the_runs():
     tables = runpy.run_path(str(ROOT / "results" / "tables.py"))
-    assert tables["with_table"](README) == README
+    assert tables["with_tables"](README) == README
+    assert set(re.findall(r"<!-- (\w+):begin -->", README)) == set(tables["TABLES"])
+    assert tables["with_tables"](README.replace("%", "")) != README  # that is, it does look
+
+
+def test_each_result_is_of_the_official_data_with_a_file_for_everything_it_says():
+    for metrics in (ROOT / "results").glob("**/metrics.json"):
+        config = json.loads((metrics.parent / "config.json").read_text())
+        assert config["data"]["official"] or config["data"]["sample"]
+        epochs = (metrics.parent / "history.csv").read_text().count("\n") - 1
+        assert epochs == config["epochs"]
 
 
 def test_every_flag_in_the_readme_exists_and_every_flag_is_in_the_readme(capsys):
