@@ -1,9 +1,9 @@
 """How fast this code is beside the tutorial's ImageDataGenerator. Run by hand; pytest does not.
 
     python tests/benchmark.py                          whitening and input, on all of CIFAR-10: ten minutes on two cores
-    python tests/benchmark.py --training               only training and evaluating the networks: ten minutes more
+    python tests/benchmark.py --training               only training and evaluating the networks: a quarter of an hour
     python tests/benchmark.py --data sample --quick    whether it runs, with fewer steps and a smaller WRN: two minutes
-    python tests/benchmark.py --batch-norm             only this: Keras's batch normalisation beside TensorFlow's own
+    python tests/benchmark.py --batch-norm             only batch normalisation, beside TensorFlow's own: five minutes
 
 It prints a table, which is Markdown too. Both contestants run in this process, by turns, several rounds after one that
 does not count, so that what else the machine does hits both. A figure is the median of the rounds, with the lowest and

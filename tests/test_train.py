@@ -175,7 +175,7 @@ def test_each_line_of_a_recipe_can_be_changed_on_the_command_line():
 
 
 def test_modern_step_is_nesterov_with_decoupled_decay_of_the_kernels_only():
-    settings = train.RECIPES["modern"]["wrn"] | {"epochs": 2}
+    settings = train.RECIPES["modern"]["wrn"] | {"epochs": 2, "weight_decay": 5e-3}
     optimizer = train.make_optimizer(settings, 6)
     network = keras.Sequential([keras.Input((4,)), layers.Dense(3), layers.BatchNormalization(), layers.Dense(2)])
     variables, random = network.trainable_variables, np.random.default_rng(1)
@@ -189,7 +189,7 @@ def test_modern_step_is_nesterov_with_decoupled_decay_of_the_kernels_only():
         rate = modern_rate(update, 12, 0.1)
         for i, (variable, gradient) in enumerate(zip(variables, gradients, strict=True)):
             if variable.name == "kernel":
-                expected[i] -= rate * 5e-3 * expected[i]
+                expected[i] -= rate * settings["weight_decay"] * expected[i]
             velocities[i] = 0.9 * velocities[i] - rate * gradient
             expected[i] += 0.9 * velocities[i] - rate * gradient
     assert {variable.name for variable in variables} == {"kernel", "bias", "gamma", "beta"}
