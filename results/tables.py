@@ -247,11 +247,13 @@ def plot_networks(path):
     axes = figure.subplots(1, 2, sharey=True)
     reported = {"wrn": 0.893, "svgg": 0.864}
     for axis, network in zip(axes, reported, strict=True):
-        for i, run in enumerate(run for run in runs("networks") if run["config"]["network"] == network):
-            for split, column, line in (("training", "accuracy", "--"), ("test", "val_accuracy", "-")):
-                history, label = run["history"], f"{run['config']['recipe']}, {split}"
-                axis.plot(history["epoch"], history[column], line, color=f"C{i}", label=label)
-            axis.set_title(network_name(run["config"]))
+        for run in runs("networks"):
+            if run["config"]["network"] == network:
+                history, recipe = run["history"], run["config"]["recipe"]
+                color = {"tutorial": "C0", "modern": "C1"}[recipe]
+                axis.plot(history["epoch"], history["accuracy"], "--", color=color, label=f"{recipe}, training")
+                axis.plot(history["epoch"], history["val_accuracy"], color=color, label=f"{recipe}, test")
+                axis.set_title(network_name(run["config"]))
         axis.axhline(reported[network], color="grey", linewidth=1)
         axis.text(1, reported[network], "the tutorial after 400 epochs", va="bottom", fontsize=8, color="grey")
         axis.set(xlabel="epoch", ylabel="accuracy")
