@@ -10,9 +10,9 @@ It ends with the names of the figures it has drawn:
     Whitening, before and after: figures/whitening.png
 
 Random shifts, flips, rotations, shears and zooms make a larger training set out of a small one, and force the network
-to learn features that survive them. Without augmentation the Wide ResNet memorises the training set — 100 % training
-accuracy — and generalises poorly. Validation and test images are never augmented, but they must be standardised with
-the *training* set's statistics.
+to learn features that survive them. Without augmentation, the tutorial reports, the Wide ResNet memorises the
+training set — 100 % training accuracy — and generalises poorly. Validation and test images are never augmented, but
+they must be standardised with the *training* set's statistics.
 
 Different from the tutorial: it left both jobs to a Keras ImageDataGenerator, one image at a time in NumPy. Here they
 are apart. Augmentation belongs to the training data: a tf.data pipeline transforms a batch at once, ahead of the
@@ -280,9 +280,9 @@ def training_batches(images, labels, scheme, batch_size, seed, first_epoch=0):
 # ---------------------------------------------------------------- Standardisation and ZCA whitening
 #
 # Neighbouring pixels repeat each other. ZCA whitening is the linear map that removes all correlation from the training
-# images and stays as close as possible to the original image (it is PCA whitening, rotated back), so that edges stand
-# out. Its price is a matrix of 3072×3072 numbers, 38 MB. The WRN paper used it for some results; the mean and standard
-# deviation of each channel do about as well.
+# images, gives every direction the variance 1, and of all such maps stays closest to the original image (it is PCA
+# whitening, rotated back); edges stand out. Its price is a matrix of 3072×3072 numbers, 38 MB. The WRN paper used it
+# for some results; its authors later found the mean and standard deviation of each channel to do better.
 
 
 def channel_statistics(images):

@@ -148,7 +148,7 @@ RECIPES = {
             # Aim at 0.91 for the true class, 0.01 for each other: less overconfident. No gain in ten epochs, no loss.
             "label_smoothing": 0.1,
             "scheme": 4,  # the paper's 4-pixel shift, mean and standard deviation
-            "drop_rate": 0.0,  # dropout fights memorising, which sets in much later
+            "drop_rate": 0.0,  # dropout fights memorising, for which a short run is too short
             "epochs": 20,
             "batch_size": 128,
         },
@@ -694,7 +694,7 @@ def parse_arguments(arguments):
     add("--learning-rate", type=real_number(1e-9, 1000), metavar="RATE", help="at the first update, or the peak")
     add("--schedule", choices=SCHEDULES, help="how the learning rate falls; cosine: to zero at the end")
     add("--warmup", type=real_number(0, 1), metavar="SHARE", help="of all updates; before a cosine")
-    add("--weight-decay", type=real_number(0, 1), metavar="DECAY", help="decoupled (tutorial: 0, modern: 0.005)")
+    add("--weight-decay", type=real_number(0, 1), metavar="DECAY", help="decoupled; 0, modern: 0.01 (svgg: 0.005)")
     add("--label-smoothing", type=real_number(0, 1), metavar="SHARE", help="tutorial: 0, modern: 0.1")
     add("--no-xla", action="store_true", help="do not compile with XLA (see README.md, Troubleshooting)")
     add("--resume", metavar="RUN", help="go on with the run in this folder; with --epochs, lengthen it")

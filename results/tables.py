@@ -6,12 +6,15 @@
 A run here is the folder of a run of train.py without its large files: config.json, history.csv, metrics.json, pictures.
 
     quickstart/    the README's first command
-    networks/      both networks with both recipes, trained on all 50,000 images, scored once on the test set
+    networks/      the two networks, trained on all 50,000 images; the score of the test set chose nothing
     ladder/        WRN-16-2 from the tutorial's recipe to the modern one, one change at a time, scored on the 5,000
                    held-out training images. Names sort in the order of the rungs; a name ending in -seedK is a
                    repetition of the same rung with another seed
     tried/         as the ladder; changes that were tried and not taken
     schemes/       as the ladder; the tutorial's recipe with scheme 2 (schemes 1, 3 and 4 are rungs)
+
+The tables under "Speed" are copied from benchmark.txt, which tests/benchmark.py printed; kills.txt is the log of runs
+that tests/test_runs.py killed and resumed.
 """
 
 import csv
@@ -68,7 +71,7 @@ def settings(run):
     return {name: run["config"][name] for name in names if name not in ("seed", "recipe")}
 
 
-def command(config):
+def command(config, leave_out=()):
     """Return the command line that makes a run with the settings in `config`: the options that are not defaults."""
     options = {"network": config["network"]}
     if config["recipe"] != "tutorial":
@@ -76,7 +79,7 @@ def command(config):
     words = ["python train.py", config["network"]] + (["--recipe", config["recipe"]] if "recipe" in options else [])
     for name, default in train.make_settings(options).items():
         # Runs of earlier versions lack settings that came later; what they lack they did not use.
-        if name not in ("network", "recipe") and config.get(name, default) != default:
+        if name not in ("network", "recipe", *leave_out) and config.get(name, default) != default:
             flag = f"--{name.replace('_', '-')}"
             words.append(flag if config[name] is True else f"{flag} {config[name]}")
     if config["data"]["sample"]:
@@ -170,18 +173,23 @@ def comparison_rows(start, others, cumulative):
         gain = mean(held_out(rung)) - mean(held_out(start))
         trained = mean([100 * run["history"]["accuracy"][-1] for run in rung])
         link = f"[{changes(start[0], rung[0])}]({rung[0]['name']})"
-        rows.append([link, f"{trained:.1f}", show_scores(rung), f"{gain:+.1f}", f"`{command(rung[0]['config'])}`"])
+        rows.append([link, f"{trained:.1f}", show_scores(rung), f"{gain:+.1f}", short_command(rung)])
         start = rung if cumulative else start
     return rows
 
 
-TITLES = ("change", "accuracy on the images trained on, %", "on the 5,000 held out, %", "gain", "command")
+TITLES = ("change", "while training, %", "held-out images, %", "gain", "command")
+
+
+def short_command(rung):
+    """Return the command without the options that all runs of these tables share; README.md names them above."""
+    return f"`{command(rung[0]['config'], leave_out=('num_convs', 'epochs', 'holdout', 'no_test'))}`"
 
 
 def first_row(title, rung):
     trained = mean([100 * run["history"]["accuracy"][-1] for run in rung])
     link = f"[{title}]({rung[0]['name']})"
-    return [link, f"{trained:.1f}", show_scores(rung), "", f"`{command(rung[0]['config'])}`"]
+    return [link, f"{trained:.1f}", show_scores(rung), "", short_command(rung)]
 
 
 def ladder_table():
