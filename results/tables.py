@@ -12,6 +12,7 @@ A run here is the folder of a run of train.py without its large files: config.js
                    repetition of the same rung with another seed
     tried/         as the ladder; changes that were tried and not taken
     schemes/       as the ladder; the tutorial's recipe with scheme 2 (schemes 1, 3 and 4 are rungs)
+    svgg/          as the ladder, but the simplified VGG; each beside the first
 
 The tables under "Speed" are copied from benchmark.txt, which tests/benchmark.py printed; kills.txt is the log of runs
 that tests/test_runs.py killed and resumed.
@@ -227,12 +228,20 @@ def schemes_table():
     return markdown([titles[i] for i in keep], [[row[i] for i in keep] for row in rows])
 
 
+def svgg_table():
+    """What was tried with the simplified VGG."""
+    first, *others = rungs("svgg")
+    title = ", ".join(f"{LABELS[name]} {settings(first[0])[name]}" for name in ("learning_rate", "weight_decay"))
+    return markdown(TITLES, [first_row(title, first), *comparison_rows(first, others, False)])
+
+
 TABLES = {
     "results": results_table,
     "cost": cost_table,
     "ladder": ladder_table,
     "tried": tried_table,
     "schemes": schemes_table,
+    "svgg": svgg_table,
 }
 
 
