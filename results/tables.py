@@ -13,12 +13,14 @@ A run here is the folder of a run of train.py without its large files: config.js
     tried/         as the ladder; changes that were tried and not taken
     schemes/       as the ladder; the tutorial's recipe with scheme 2 (schemes 1, 3 and 4 are rungs)
     svgg/          as the ladder, but the simplified VGG; each beside the first
+    wrn40/         the same for WRN-40-2
 
 The tables under "Speed" are copied from benchmark.txt, which tests/benchmark.py printed; kills.txt is the log of runs
 that tests/test_runs.py killed and resumed.
 """
 
 import csv
+import functools
 import json
 import sys
 from pathlib import Path
@@ -228,9 +230,9 @@ def schemes_table():
     return markdown([titles[i] for i in keep], [[row[i] for i in keep] for row in rows])
 
 
-def svgg_table():
-    """What was tried with the simplified VGG."""
-    first, *others = rungs("svgg")
+def trials_table(group):
+    """What was tried with one of the two networks: each run of the group beside the first."""
+    first, *others = rungs(group)
     title = ", ".join(f"{LABELS[name]} {settings(first[0])[name]}" for name in ("learning_rate", "weight_decay"))
     return markdown(TITLES, [first_row(title, first), *comparison_rows(first, others, False)])
 
@@ -241,7 +243,8 @@ TABLES = {
     "ladder": ladder_table,
     "tried": tried_table,
     "schemes": schemes_table,
-    "svgg": svgg_table,
+    "svgg": functools.partial(trials_table, "svgg"),
+    "wrn40": functools.partial(trials_table, "wrn40"),
 }
 
 
