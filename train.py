@@ -390,6 +390,15 @@ class RunRecorder(keras.callbacks.Callback):
                 f"the loss became {values['loss']} in epoch {epoch + 1}. Likely causes: a learning rate that is too"
                 f" high, or damaged data. The state after epoch {epoch} and the best weights are untouched"
             )
+        # The loss alone does not tell: oneDNN's ReLU makes 0 of NaN, so that a Wide ResNet whose weights are lost may
+        # go on with a loss that is a number.
+        trained = [*network_of(self.model).weights, *self.model.optimizer.variables]
+        if not all(np.isfinite(keras.ops.convert_to_numpy(variable)).all() for variable in trained):
+            raise RunError(
+                f"the weights are no longer numbers after epoch {epoch + 1}. Likely causes: a learning rate that is too"
+                f" high, or damaged data. The state after epoch {epoch} and the best weights are untouched; start a new"
+                " run with a lower --learning-rate"
+            )
         progress, network = self.progress, network_of(self.model)
         for name, value in values.items():
             progress["history"].setdefault(name, []).append(value)

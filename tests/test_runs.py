@@ -35,8 +35,10 @@ sys.path.insert(0, str(Path(__file__).parent.parent))  # for --kills; pytest kno
 from cifar_files import ROOT, batch_bytes
 from test_train import Figure, read_history, tiny_network, tiny_run  # noqa: F401 - the last is a fixture
 
+import augment
 import data
 import train
+from wrn import build_wrn  # the real one; see tiny_wrn
 
 SAMPLE = data.load_cifar10("sample")
 WRN = ["wrn", "--num-convs", "10", "--k-factor", "1"]
@@ -353,6 +355,29 @@ def test_loss_that_is_not_a_number_stops_the_run_and_spoils_nothing(tiny_run, tm
     before = [(tmp_path / name).read_bytes() for name in names]
     with pytest.raises(train.RunError, match=r"the loss became nan in epoch 2\. Likely causes: a learning rate"):
         train_until(2)
+    assert [(tmp_path / name).read_bytes() for name in names] == before
+    assert len(read_history(tmp_path)) == 1
+
+
+def test_weights_that_are_not_numbers_stop_the_run_although_the_loss_is_one(tmp_path):
+    x, y, rates, losses = SAMPLE.x_train[:60], SAMPLE.y_train[:60], [0.01, 1e6], []
+    keras.utils.set_random_seed(0)
+    model = train.assemble(augment.standardiser(x, 3), build_wrn(10, 1))
+    real = train.RunRecorder.on_epoch_end
+
+    def train_until(epochs):
+        optimizer = keras.optimizers.SGD(0.1, momentum=0.9, nesterov=True)
+        keywords = {"epochs": epochs, "lr_schedule_fn": rates.__getitem__, "run_dir": tmp_path}
+        train.compile_and_train(model, "diverged", x, y, x, y, 3, optimizer, batch_size=15, **keywords)
+
+    train_until(1)
+    names = ("state.npz", "best.weights.h5", "history.csv")
+    before = [(tmp_path / name).read_bytes() for name in names]
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train.RunRecorder, "on_epoch_end", lambda *given: (losses.append(given[2]["loss"]), real(*given)))
+        with pytest.raises(train.RunError, match=r"the weights are no longer numbers after epoch 2\. "):
+            train_until(2)
+    assert np.isfinite(losses).all()  # so that it is the weights that were noticed
     assert [(tmp_path / name).read_bytes() for name in names] == before
     assert len(read_history(tmp_path)) == 1
 
