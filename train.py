@@ -699,6 +699,7 @@ def parse_arguments(arguments):
     add("--out", metavar="DIR", help="folder for the runs (default: runs)")
     add("--num-convs", type=int, metavar="n", help="WRN: number of convolutions, 6N + 4 (default: 40)")
     add("--k-factor", type=int, metavar="K", help="WRN: widening factor (default: 2)")
+    add("--full-resolution", action="store_true", help="WRN: 32×32 pixels in the first group, as in the paper")
     add("--drop-rate", type=float, metavar="RATE", help="WRN: dropout (tutorial: 0.3, modern: 0)")
     add("--optimizer", choices=["sgd", "rmsprop"], help="this and the next five: one line of the recipe each")
     add("--learning-rate", type=real_number(1e-9, 1000), metavar="RATE", help="at the first update, or the peak")
@@ -726,7 +727,7 @@ def make_settings(options):
     network, recipe = options["network"], options.get("recipe", "tutorial")
     wrn_size = {"num_convs": 40, "k_factor": 2} if network == "wrn" else {"num_convs": None, "k_factor": None}
     settings = {"network": network, **wrn_size, "recipe": recipe, **RECIPES[recipe][network]}
-    settings |= {"seed": 0, "holdout": False, "no_test": False, "no_xla": False}
+    settings |= {"seed": 0, "holdout": False, "no_test": False, "no_xla": False, "full_resolution": False}
     return {name: options.get(name, default) for name, default in settings.items()}
 
 
@@ -735,7 +736,9 @@ def build_network(settings):
     keras.utils.set_random_seed(settings["seed"])
     if settings["network"] == "svgg":
         return svgg.build_svgg(settings["drop_rate"])
-    return wrn.build_wrn(settings["num_convs"], settings["k_factor"], settings["drop_rate"])
+    return wrn.build_wrn(
+        settings["num_convs"], settings["k_factor"], settings["drop_rate"], settings["full_resolution"]
+    )
 
 
 def check_writable(folder):

@@ -56,17 +56,17 @@ def resnet_input_block(images):
     return _bn_relu(_conv(images, 16))
 
 
-def _first_miniblock(tensor, filters, drop_rate):
-    """Halve the size and change the number of channels: (B, 2H, 2W, any) -> (B, H, W, filters).
+def _first_miniblock(tensor, filters, drop_rate, downsampling):
+    """Divide the size by `downsampling` and change the number of channels: (B, 2H, 2W, any) -> (B, H, W, filters).
 
     The input has been normalised where it was made, for both branches, so that no normalisation stands in front.
     """
-    main = _conv(tensor, filters, strides=2)
+    main = _conv(tensor, filters, strides=downsampling)
     main = _bn_relu(main)
     main = layers.SpatialDropout2D(drop_rate)(main)
     main = _conv(main, filters)
     # The two sides of the sum must have the same shape: a 1×1 convolution on the shortcut makes them fit.
-    shortcut = _conv(tensor, filters, size=1, strides=2)
+    shortcut = _conv(tensor, filters, size=1, strides=downsampling)
     return layers.Add()([main, shortcut])
 
 
@@ -85,9 +85,9 @@ def _further_miniblock(tensor, filters, drop_rate):
     return layers.Add()([main, tensor])
 
 
-def resnet_block(tensor, num_miniblocks, filters, drop_rate):
+def resnet_block(tensor, num_miniblocks, filters, drop_rate, downsampling=2):
     """Return a group of `num_miniblocks` miniblocks: (B, 2H, 2W, any) -> (B, H, W, filters), normalised."""
-    tensor = _first_miniblock(tensor, filters, drop_rate)
+    tensor = _first_miniblock(tensor, filters, drop_rate, downsampling)
     for _ in range(num_miniblocks - 1):
         tensor = _further_miniblock(tensor, filters, drop_rate)
     return _bn_relu(tensor)
@@ -104,11 +104,12 @@ def resnet_output_block(tensor):
     return layers.Dense(len(CLASS_NAMES), activation="softmax")(tensor)
 
 
-def build_wrn(num_convs=40, k_factor=2, drop_rate=0.0):
+def build_wrn(num_convs=40, k_factor=2, drop_rate=0.0, full_resolution=False):
     """Return the network WRN-`num_convs`-`k_factor` as an untrained keras.Model: (B, 32, 32, 3) -> (B, 10).
 
     It takes standardised images; augment.standardiser makes them.
-    num_convs: n = 6N + 4 with N from 1: 10, 16, 22, 28, 34, 40, …; k_factor: K from 1; drop_rate: 0 ≤ rate < 1.
+    num_convs: n = 6N + 4 with N from 1: 10, 16, 22, 28, 34, 40, …; k_factor: K from 1; drop_rate: 0 ≤ rate < 1;
+    full_resolution: the first group keeps 32×32 pixels, as in the paper.
     Raises ValueError for any other; the message names the nearest n that there are.
     """
     num_miniblocks, rest = divmod(num_convs - 4, 6)
@@ -123,10 +124,12 @@ def build_wrn(num_convs=40, k_factor=2, drop_rate=0.0):
 
     images = keras.Input(IMAGE_SHAPE)  # (B, 32, 32, 3)
     tensor = resnet_input_block(images)  # -> (B, 32, 32, 16)
-    tensor = resnet_block(tensor, num_miniblocks, 16 * k_factor, drop_rate)  # -> (B, 16, 16, 16·K)
+    first = 1 if full_resolution else 2  # 1: twice the height and width in all three groups
+    tensor = resnet_block(tensor, num_miniblocks, 16 * k_factor, drop_rate, first)  # -> (B, 16, 16, 16·K)
     tensor = resnet_block(tensor, num_miniblocks, 32 * k_factor, drop_rate)  # -> (B, 8, 8, 32·K)
     tensor = resnet_block(tensor, num_miniblocks, 64 * k_factor, drop_rate)  # -> (B, 4, 4, 64·K)
-    return keras.Model(images, resnet_output_block(tensor), name=f"wrn-{num_convs}-{k_factor}")  # -> (B, 10)
+    name = f"wrn-{num_convs}-{k_factor}{'-full-resolution' if full_resolution else ''}"
+    return keras.Model(images, resnet_output_block(tensor), name=name)  # -> (B, 10)
 
 
 def main(arguments=None):

@@ -70,8 +70,8 @@ def runs(group):
 
 def settings(run):
     """Return what the options of the command line set, without the seed."""
-    names = train.make_settings({"network": run["config"]["network"]})
-    return {name: run["config"][name] for name in names if name not in ("seed", "recipe")}
+    defaults = train.make_settings({"network": run["config"]["network"]})
+    return {name: run["config"].get(name, value) for name, value in defaults.items() if name not in ("seed", "recipe")}
 
 
 def command(config, leave_out=()):

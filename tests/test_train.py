@@ -114,7 +114,7 @@ def test_defaults_are_the_tutorials(network, own):
     size = {"num_convs": 40, "k_factor": 2} if network == "wrn" else {"num_convs": None, "k_factor": None}
     common = {"network": network, "recipe": "tutorial", "scheme": 1, "epochs": 400, "batch_size": 128, "seed": 0}
     plain = {"warmup": 0.0, "weight_decay": 0.0, "label_smoothing": 0.0}
-    plain |= {"holdout": False, "no_test": False, "no_xla": False}
+    plain |= {"holdout": False, "no_test": False, "no_xla": False, "full_resolution": False}
     assert train.make_settings(options) == common | size | own | plain
 
 

@@ -168,7 +168,7 @@ def test_it_gives_ten_probabilities_for_each_image():
 
 def test_defaults_are_wrn_40_2_without_dropout():
     defaults = {name: value.default for name, value in inspect.signature(wrn.build_wrn).parameters.items()}
-    assert defaults == {"num_convs": 40, "k_factor": 2, "drop_rate": 0.0}
+    assert defaults == {"num_convs": 40, "k_factor": 2, "drop_rate": 0.0, "full_resolution": False}
 
 
 @pytest.mark.parametrize(
