@@ -1,32 +1,23 @@
-"""Writes the README's tables, and the figure of the learning curves, from the runs in this folder.
+"""Writes the tables of README.md and results/README.md, and the figure of the learning curves, from the runs here.
 
-    python results/tables.py            put the tables into README.md, and draw networks.png
-    python results/tables.py --check    only say whether README.md has them as they should be (exit status 1 if not)
+    python results/tables.py            put the tables into both files, and draw results/networks.png
+    python results/tables.py --check    only say whether both files have them as they should be (exit status 1 if not)
 
-A run here is the folder of a run of train.py without its large files: config.json, history.csv, metrics.json, pictures.
+A table stands between two marks, <!-- NAME:begin --> and <!-- NAME:end -->, and NAME is a key of TABLES. "results" is
+for README.md; its links start there. All others are for results/README.md, which also says what the groups of runs are.
 
-    quickstart/    the README's first command
-    networks/      the two networks, trained on all 50,000 images; the score of the test set chose nothing
-    ladder/        WRN-16-2 from the tutorial's recipe to the modern one, one change at a time, scored on the 5,000
-                   held-out training images. Names sort in the order of the rungs; a name ending in -seedK is a
-                   repetition of the same rung with another seed
-    tried/         as the ladder; changes that were tried and not taken
-    schemes/       as the ladder; the tutorial's recipe with scheme 2 (schemes 1, 3 and 4 are rungs)
-    svgg/          as the ladder, but the simplified VGG; each beside the first
-    wrn40/         the same for WRN-40-2
-
-The tables under "Speed" are copied from benchmark.txt, which tests/benchmark.py printed; kills.txt is the log of runs
-that tests/test_runs.py killed and resumed.
+The tables under "Speed" in results/README.md are copied from benchmark.txt by hand.
 """
 
 import csv
 import functools
 import json
+import re
 import sys
 from pathlib import Path
 
 RESULTS = Path(__file__).parent
-README = RESULTS.parent / "README.md"
+READMES = (RESULTS.parent / "README.md", RESULTS / "README.md")
 
 sys.path.insert(0, str(RESULTS.parent))
 import train
@@ -34,9 +25,7 @@ import train
 # isort: split
 from matplotlib.figure import Figure
 
-# What others report; the sources are in README.md.
-TUTORIAL = {"wrn": "89.3% after 400", "svgg": "86.4% after 400"}
-PAPER = {"wrn": "94.7% after 200", "svgg": "–"}
+TUTORIAL = {"WRN-40-2": 0.893, "simplified VGG": 0.864}  # test accuracies that it reports after 400 epochs
 LABELS = {  # how the ladder says what was changed
     "scheme": "augmentation scheme",
     "schedule": "learning rate over time",
@@ -46,6 +35,7 @@ LABELS = {  # how the ladder says what was changed
     "label_smoothing": "label smoothing",
     "batch_size": "batch size",
     "learning_rate": "learning rate",
+    "full_resolution": "first group at 32×32 pixels",
 }
 
 # ---------------------------------------------------------------- Reading the runs
@@ -53,24 +43,34 @@ LABELS = {  # how the ladder says what was changed
 
 def read_run(folder):
     """Return the run in `folder` as a dict: name, config, metrics, history (a column name -> a list of numbers)."""
-    with open(folder / "history.csv", newline="") as file:
+    with open(folder / "history.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return {
-        "name": str(folder.relative_to(RESULTS.parent)),
-        "config": json.loads((folder / "config.json").read_text()),
-        "metrics": json.loads((folder / "metrics.json").read_text()),
+        "name": folder.relative_to(RESULTS).as_posix(),
+        "config": json.loads((folder / "config.json").read_text(encoding="utf-8")),
+        "metrics": json.loads((folder / "metrics.json").read_text(encoding="utf-8")),
         "history": {name: [float(row[name]) for row in rows] for name in rows[0]},
     }
 
 
 def runs(group):
-    """Return the runs below results/`group`, in the order of their names."""
-    return [read_run(path.parent) for path in sorted(RESULTS.glob(f"{group}/**/metrics.json"))]
+    """Return the runs below results/`group` in the order of their names, 10_… after 9_…."""
+
+    def order(path):  # texts and numbers in turn
+        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.parent.as_posix())]
+
+    return [read_run(path.parent) for path in sorted(RESULTS.glob(f"{group}/**/metrics.json"), key=order)]
+
+
+def network_runs():
+    """Return the runs of networks/, those at full resolution last."""
+    return sorted(runs("networks"), key=lambda run: run["config"].get("full_resolution", False))
 
 
 def settings(run):
     """Return what the options of the command line set, without the seed."""
-    defaults = train.make_settings({"network": run["config"]["network"]})
+    # Older runs lack settings that came later; they had today's default.
+    defaults = train.make_config({"network": run["config"]["network"]})
     return {name: run["config"].get(name, value) for name, value in defaults.items() if name not in ("seed", "recipe")}
 
 
@@ -80,8 +80,7 @@ def command(config, leave_out=()):
     if config["recipe"] != "tutorial":
         options["recipe"] = config["recipe"]
     words = ["python train.py", config["network"]] + (["--recipe", config["recipe"]] if "recipe" in options else [])
-    for name, default in train.make_settings(options).items():
-        # Runs of earlier versions lack settings that came later; what they lack they did not use.
+    for name, default in train.make_config(options).items():
         if name not in ("network", "recipe", *leave_out) and config.get(name, default) != default:
             flag = f"--{name.replace('_', '-')}"
             words.append(flag if config[name] is True else f"{flag} {config[name]}")
@@ -98,45 +97,53 @@ def markdown(titles, rows):
     return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
 
 
+def percent(share):
+    return f"{100 * share:.1f} %"
+
+
 def network_name(config):
-    return f"WRN-{config['num_convs']}-{config['k_factor']}" if config["network"] == "wrn" else "simplified VGG"
+    if config["network"] == "svgg":
+        return "simplified VGG"
+    resolution = ", full resolution" if config.get("full_resolution") else ""
+    return f"WRN-{config['num_convs']}-{config['k_factor']}{resolution}"
 
 
 def results_table():
-    """Both networks and recipes, and the quick start: the scores on the test set."""
+    """The networks with both recipes, and the quick start: the scores on the test set. For README.md."""
     rows = []
-    for run in (*runs("networks"), *runs("quickstart")):
-        config, metrics, full = run["config"], run["metrics"], not run["config"]["data"]["sample"]
+    for run in (*network_runs(), *runs("quickstart")):
+        config, metrics, name = run["config"], run["metrics"], network_name(run["config"])
         rows.append(
             [
-                f"[{network_name(config)}]({run['name']})",
+                f"[{name}](results/{run['name']})",
                 f"{metrics['parameters']:,}",
-                f"{config['recipe']}, scheme {config['scheme']}",
-                config["epochs"] if full else f"{config['epochs']} on 1,500 images",
-                f"**{metrics[metrics['result']]:.1%}**",
-                TUTORIAL[config["network"]] if full else "",
-                PAPER[config["network"]] if full else "",
+                config["recipe"],
+                f"{config['epochs']} on 1,500 images" if config["data"]["sample"] else config["epochs"],
+                f"**{percent(metrics[metrics['result']])}**",
+                f"{percent(TUTORIAL[name])} after 400" if name in TUTORIAL else "",
+                f"{config['epochs'] * metrics['seconds_per_epoch'] / 60:.0f}",
                 f"`{command(config)}`",
             ]
         )
-    titles = ("network", "parameters", "recipe", "epochs", "test accuracy", "the tutorial", "the paper", "command")
+    titles = ("network", "parameters", "recipe", "epochs", "test accuracy", "the tutorial", "minutes", "command")
     return markdown(titles, rows)
 
 
 def cost_table():
     """What an epoch of each network costs."""
     rows = []
-    for run in runs("networks"):
+    for run in network_runs():
         metrics = run["metrics"]
+        cpu_seconds = metrics.get("cpu_seconds_per_image")  # newer runs do not measure it
         rows.append(
             [
                 f"{network_name(run['config'])}, {run['config']['recipe']}",
                 f"{metrics['seconds_per_epoch']:.0f}",
                 f"{metrics['images_per_second']:.0f}",
-                f"{1000 * metrics['cpu_seconds_per_image']:.1f}",
+                f"{1000 * cpu_seconds:.1f}" if cpu_seconds else "–",
             ]
         )
-    return markdown(("run", "seconds an epoch", "images/s", "CPU ms an image"), rows)
+    return markdown(("run", "seconds per epoch", "images/s", "CPU ms per image"), rows)
 
 
 def held_out(rung):
@@ -166,7 +173,10 @@ def changes(before, after):
     """Return in words how the settings of one run differ from those of another."""
     old, new = settings(before), settings(after)
     changed = [name for name in new if new[name] != old[name]]
-    return ", ".join(f"{LABELS[name]}: {old[name]} → {new[name]}" for name in changed)
+    # Of a switch the label says enough.
+    return ", ".join(
+        LABELS[name] if new[name] is True else f"{LABELS[name]}: {old[name]} → {new[name]}" for name in changed
+    )
 
 
 def comparison_rows(start, others, cumulative):
@@ -185,7 +195,7 @@ TITLES = ("change", "while training, %", "held-out images, %", "gain", "command"
 
 
 def short_command(rung):
-    """Return the command without the options that all runs of these tables share; README.md names them above."""
+    """Return the command without the options that all runs of a table share; they are named above the table."""
     return f"`{command(rung[0]['config'], leave_out=('num_convs', 'epochs', 'holdout', 'no_test'))}`"
 
 
@@ -249,7 +259,7 @@ TABLES = {
 
 
 def with_tables(text):
-    """Return the README `text` with each table between its two marks."""
+    """Return `text` with each table that it has marks for between its two marks."""
     for name, table in TABLES.items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
         if begin in text:
@@ -262,34 +272,41 @@ def with_tables(text):
 
 
 def plot_networks(path):
-    """Write a figure to `path`: for each network the accuracy of both recipes after each epoch."""
-    figure = Figure(figsize=(12, 4.8))
-    axes = figure.subplots(1, 2, sharey=True)
-    reported = {"wrn": 0.893, "svgg": 0.864}
-    for axis, network in zip(axes, reported, strict=True):
-        for run in runs("networks"):
-            if run["config"]["network"] == network:
-                history, recipe = run["history"], run["config"]["recipe"]
-                color = {"tutorial": "C0", "modern": "C1"}[recipe]
-                axis.plot(history["epoch"], history["accuracy"], "--", color=color, label=f"{recipe}, training")
-                axis.plot(history["epoch"], history["val_accuracy"], color=color, label=f"{recipe}, test")
-                axis.set_title(network_name(run["config"]))
-        axis.axhline(reported[network], color="grey", linewidth=1)
-        axis.text(1, reported[network], "the tutorial after 400 epochs", va="bottom", fontsize=8, color="grey")
-        axis.set(xlabel="epoch", ylabel="accuracy")
+    """Write a figure to `path`: for each network the accuracy after each epoch, one colour for each recipe."""
+    figure = Figure(figsize=(12, 5))
+    colors = {"tutorial": "C0", "modern": "C1", "modern, full resolution": "C2"}
+    for axis, network in zip(figure.subplots(1, 2, sharey=True), ("svgg", "wrn"), strict=True):
+        names = []
+        for run in network_runs():
+            config, history = run["config"], run["history"]
+            if config["network"] == network:
+                names.append(network_name(config))
+                label = f"{config['recipe']}, full resolution" if config.get("full_resolution") else config["recipe"]
+                color = colors[label]
+                axis.plot(history["epoch"], history["val_accuracy"], color=color, label=f"{label}, test")
+                axis.plot(history["epoch"], history["accuracy"], "--", color=color, label=f"{label}, training")
+        axis.set_title("; ".join(dict.fromkeys(names)))
+        axis.axhline(TUTORIAL[names[0]], color="grey", linewidth=1)
+        axis.text(1, TUTORIAL[names[0]], "the tutorial after 400 epochs", va="bottom", fontsize=8, color="grey")
+        axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         axis.legend(loc="lower right")
+    figure.axes[0].set_ylabel("accuracy")  # of both: they share it
     figure.tight_layout()
     figure.savefig(path)
 
 
 def main(arguments):
-    text = README.read_text()
-    new = with_tables(text)
+    texts = {path: path.read_text(encoding="utf-8") for path in READMES}
+    wrong = [path for path, text in texts.items() if with_tables(text) != text]
     if "--check" in arguments:
-        raise SystemExit(0 if new == text else "error: README.md disagrees with results/: run python results/tables.py")
-    README.write_text(new)
+        if wrong:
+            names = " and ".join(path.relative_to(RESULTS.parent).as_posix() for path in wrong)
+            raise SystemExit(f"error: {names} and the runs disagree: run python results/tables.py")
+        return
+    for path in wrong:
+        path.write_text(with_tables(texts[path]), encoding="utf-8")
     plot_networks(RESULTS / "networks.png")
 
 

@@ -4,6 +4,7 @@
     python tests/benchmark.py --training               only training and evaluating the networks: a quarter of an hour
     python tests/benchmark.py --data sample --quick    whether it runs, with fewer steps and a smaller WRN: two minutes
     python tests/benchmark.py --batch-norm             only batch normalisation, beside TensorFlow's own: five minutes
+    python tests/benchmark.py --recording              only what recording and saving an epoch costs: one minute
 
 It prints a table, which is Markdown too. Both contestants run in this process, by turns, several rounds after one that
 does not count, so that what else the machine does hits both. A figure is the median of the rounds, with the lowest and
@@ -25,7 +26,7 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parent.parent))
 
-import augment  # first: it quietens TensorFlow
+import augment  # first: it sets up Keras
 import data
 import svgg
 import train
@@ -35,6 +36,7 @@ import wrn
 import keras
 import numpy as np
 import tensorflow as tf
+from oracle import image_data_generator
 
 BATCH_SIZE = 128
 SECONDS, RATE = "seconds", "images/s"
@@ -118,7 +120,7 @@ def print_machine(source):
 
 def benchmark_fit(images):
     """Fit both on `images` and print the times. Return {scheme: (ImageDataGenerator, our layers)}, schemes 1 to 3."""
-    generators = {scheme: augment.image_data_generator(scheme) for scheme in (1, 2, 3)}
+    generators = {scheme: image_data_generator(scheme) for scheme in (1, 2, 3)}
     layers = {}
 
     def fit_generator():
@@ -299,7 +301,7 @@ STANDARDISING = ("featurewise_center", "featurewise_std_normalization", "zca_whi
 def evaluation_generator(fitted, scheme):
     """Return the tutorial's generator for evaluation: standardises like `fitted`, transforms nothing."""
     standardising = {name: value for name, value in augment.SCHEMES[scheme].items() if name in STANDARDISING}
-    generator = augment.image_data_generator(standardising)
+    generator = image_data_generator(standardising)
     for name in ("mean", "std", "zca_whitening_matrix"):
         setattr(generator, name, getattr(fitted, name))
     return generator
@@ -380,6 +382,36 @@ def benchmark_batch_norm(images, labels, rounds, steps):
     print_comparison(f"a training step of {network.name}, no input", SECONDS, times)
 
 
+# ---------------------------------------------------------------- Recording an epoch
+
+
+def benchmark_recording(cifar10, rounds):
+    """Time what RunRecorder and ModelCheckpoint do after an epoch, for WRN-40-2 with whitening."""
+    model = train.assemble(augment.standardiser(cifar10.x_train, 1), wrn.build_wrn(40, 2))
+    model.compile(keras.optimizers.SGD(0.1, momentum=0.9), "categorical_crossentropy", metrics=["accuracy"])
+    model.optimizer.build(model.trainable_variables)
+    with tempfile.TemporaryDirectory() as folder:
+        path, logs = Path(folder), dict.fromkeys(("accuracy", "loss", "val_accuracy", "val_loss"), 1.0)
+        recorder = train.RunRecorder(path, [])
+        recorder.set_model(model)
+
+        def record():
+            recorder.started, recorder.rate = time.perf_counter(), 0.1
+            recorder.on_epoch_end(0, logs)
+            return 1
+
+        def save_best():
+            model.save(path / "best.new.keras")
+            train.replace(path / "best.new.keras", path / "best.keras")
+            return 1
+
+        times = alternate({"history.csv and state.npz": record, "best.keras": save_best}, rounds)
+    print_head(*COMPARISON[:5])
+    for name, spent in times.items():
+        columns = zip(*spent, strict=True)
+        print_row("record an epoch of wrn-40-2 with whitening", name, SECONDS, *map(describe, columns))
+
+
 # ---------------------------------------------------------------- All of it
 
 
@@ -402,7 +434,7 @@ def run_all(cifar10, options):
 
     print_head(*COMPARISON)
     if options.training:
-        generator = augment.image_data_generator(1)
+        generator = image_data_generator(1)
         generator.fit(images[:10_000])  # how many images it is fitted on makes no difference to the speed
         fitted = {1: (generator, augment.standardiser(images[:10_000], 1))}
         benchmark_networks(cifar10, images, labels, fitted, options)
@@ -424,6 +456,7 @@ def main(arguments=None):
     parser.add_argument("--quick", action="store_true", help="few rounds and steps, to see that it runs")
     parser.add_argument("--training", action="store_true", help="only training and evaluating the networks")
     parser.add_argument("--batch-norm", action="store_true", help="compare two kinds of batch normalisation instead")
+    parser.add_argument("--recording", action="store_true", help="only recording and saving an epoch")
     options = parser.parse_args(arguments)
     keras.utils.set_random_seed(0)
     cifar10 = data.load_cifar10(options.data)
@@ -431,6 +464,8 @@ def main(arguments=None):
     if options.batch_norm:
         rounds, steps = (1, 2) if options.quick else (5, 20)
         benchmark_batch_norm(cifar10.x_train, cifar10.y_train, rounds, steps)
+    elif options.recording:
+        benchmark_recording(cifar10, 1 if options.quick else 5)
     else:
         run_all(cifar10, options)
 

@@ -1,10 +1,14 @@
-"""Writes files as CIFAR-10's authors did: pickles of Python 2, which today's pickle module reads but no longer writes.
+"""How cifar-10-sample.tar.gz was cut from the full data set; the same source gives the same bytes again.
 
-python tests/cifar_files.py FULL_ARCHIVE_OR_FOLDER      cuts cifar-10-sample.tar.gz from the full data set
+    python tests/cifar_files.py FULL_ARCHIVE_OR_FOLDER
+
+The files are written as CIFAR-10's authors did: pickles of Python 2, which today's pickle module reads, but no longer
+writes.
 """
 
 import gzip
 import io
+import pickle
 import struct
 import sys
 import tarfile
@@ -13,7 +17,6 @@ from pathlib import Path
 import numpy as np
 
 ROOT = Path(__file__).parent.parent
-TRAIN_FILES = [f"data_batch_{i}" for i in range(1, 6)]
 
 
 class Python2Pickler:
@@ -99,24 +102,6 @@ def python2_pickle(value):
     return bytes(pickler.out + b".")
 
 
-def batch_bytes(images, labels, description=b"a batch", filenames=None):
-    """Return one batch file. images: uint8 (N, 32, 32, 3); labels: N whole numbers."""
-    rows = np.asarray(images, np.uint8).transpose(0, 3, 1, 2).reshape(len(images), 3072)
-    return python2_pickle(
-        {
-            b"batch_label": description,
-            b"labels": [int(label) for label in labels],
-            b"data": rows,
-            b"filenames": list(filenames) if filenames else [b"image_%d.png" % i for i in range(len(images))],
-        }
-    )
-
-
-def meta_bytes(images_per_batch):
-    names = b"airplane automobile bird cat deer dog frog horse ship truck".split()
-    return python2_pickle({b"num_cases_per_batch": images_per_batch, b"label_names": names, b"num_vis": 3072})
-
-
 def tar_bytes(files, folder="cifar-10-batches-py"):
     """Return an uncompressed tar archive of {name: content} as bytes; the same content gives the same bytes."""
     stream = io.BytesIO()
@@ -129,31 +114,35 @@ def tar_bytes(files, folder="cifar-10-batches-py"):
 
 
 def cut_sample(source, per_class=30, test_per_class=50):
-    """Write cifar-10-sample.tar.gz: from each batch the first images of every class, class by turn.
+    """Return the sample's archive as bytes: from each batch the first images of every class, class by turn.
 
     The order (class 0, 1, … 9, 0, 1, …) keeps every stretch of the sample balanced, its validation split too.
     """
-    import pickle  # the full data set is the official one here: its checksums are compared first
-
     sys.path.insert(0, str(ROOT))
     import data
 
-    _, checksums = data.load_with_checksums(source)
-    if checksums != data.OFFICIAL_MD5:
+    if data.FINGERPRINTS.get(data.fingerprint(data.load_cifar10(source))) != "official":
         raise SystemExit("error: the sample is cut from the official files only")
-    files = {"batches.meta": meta_bytes(10 * per_class)}
-    for name in [*TRAIN_FILES, "test_batch"]:
-        batch = pickle.loads(Path(source, name).read_bytes(), encoding="bytes")
+    classes = [name.encode() for name in data.CLASS_NAMES]
+    meta = {b"num_cases_per_batch": 10 * per_class, b"label_names": classes, b"num_vis": 3072}
+    files = {"batches.meta": python2_pickle(meta)}
+    for name, raw in data.read_files(Path(source)).items():
+        batch = pickle.loads(raw, encoding="bytes")
         labels = np.array(batch[b"labels"])
         count = test_per_class if name == "test_batch" else per_class
         chosen = np.stack([np.flatnonzero(labels == label)[:count] for label in range(10)], axis=1).ravel()
-        images = batch[b"data"][chosen].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-        filenames = [batch[b"filenames"][i] for i in chosen]
-        files[name] = batch_bytes(images, labels[chosen], b"sample of " + batch[b"batch_label"], filenames)
-    (ROOT / "cifar-10-sample.tar.gz").write_bytes(gzip.compress(tar_bytes(files), 9, mtime=0))
+        files[name] = python2_pickle(
+            {
+                b"batch_label": b"sample of " + batch[b"batch_label"],
+                b"labels": labels[chosen].tolist(),
+                b"data": batch[b"data"][chosen],
+                b"filenames": [batch[b"filenames"][i] for i in chosen],
+            }
+        )
+    return gzip.compress(tar_bytes(files), 9, mtime=0)
 
 
 if __name__ == "__main__":
     if len(sys.argv) != 2:
         raise SystemExit(__doc__)
-    cut_sample(sys.argv[1])
+    (ROOT / "cifar-10-sample.tar.gz").write_bytes(cut_sample(sys.argv[1]))

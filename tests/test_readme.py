@@ -1,4 +1,4 @@
-"""README.md keeps its word: its commands work, its links lead somewhere, its numbers are those of the runs."""
+"""README.md and results/README.md keep their word: commands and code work, links lead somewhere, numbers have runs."""
 
 import json
 import re
@@ -7,22 +7,35 @@ import shlex
 import sys
 from pathlib import Path
 
+import keras
+import numpy as np
 import pytest
+from PIL import Image
 
 import augment
+import data
 import train
 
 ROOT = Path(__file__).parent.parent
-README = (ROOT / "README.md").read_text()
-# Commands in code blocks and between backticks; the two that begin with `python3 -m venv` contain one each.
-COMMANDS = sorted(set(re.findall(r"(?:^|`|/)(python [\w/]+\.py[^`\n&#]*)", README, re.MULTILINE)))
+README, NOTEBOOK = (ROOT / "README.md").read_text("utf-8"), (ROOT / "results" / "README.md").read_text("utf-8")
+COMMANDS = sorted(set(re.findall(r"(?:^|`|/)(python [\w/]+\.py[^`\n&#]*)", README + NOTEBOOK, re.MULTILINE)))
 TRAINING = [command for command in COMMANDS if command.startswith("python train.py")]
 STEPS = [command for command in COMMANDS if re.match(r"python (data|augment|svgg|wrn)\.py", command)]
+CODE = re.findall(r"^```py\n(.*?)^```", README, re.MULTILINE | re.DOTALL)
 
 
-def test_readme_has_commands_of_all_five_modules():
+def code_with(text):
+    (block,) = (block for block in CODE if text in block)
+    return block
+
+
+# ---------------------------------------------------------------- Commands and code
+
+
+def test_readme_has_commands_of_all_five_modules_the_first_within_fifteen_lines():
     scripts = {shlex.split(command)[1] for command in COMMANDS}
     assert {"data.py", "augment.py", "svgg.py", "wrn.py", "train.py"} <= scripts
+    assert "python train.py" in "\n".join(README.splitlines()[:15])
 
 
 @pytest.mark.parametrize("command", TRAINING)
@@ -32,11 +45,11 @@ def test_training_command_is_accepted_and_its_network_built(command):
             train.parse_arguments(shlex.split(command)[2:])
         assert exit_.value.code == 0
         return
-    _, options = train.parse_arguments(shlex.split(command)[2:])
+    options = train.parse_arguments(shlex.split(command)[2:])
     if "resume" not in options:
-        settings = train.make_settings(options)
-        assert train.build_network(settings).count_params() > 0
-        augment.scheme_settings(settings["scheme"])
+        config = train.make_config(options)
+        assert train.build_network(config).count_params() > 0
+        augment.scheme_settings(config["scheme"])
 
 
 @pytest.mark.parametrize("command", STEPS)
@@ -54,28 +67,87 @@ def test_step_runs_as_written(command, tmp_path, monkeypatch, capsys):
 
 
 def test_one_epoch_of_the_quick_start_makes_every_promised_file(tmp_path, capsys):
-    command = next(command for command in TRAINING if "--data sample" in command)
+    command = next(command for command in TRAINING if "--data sample" in command and "--batch-size 32" in command)
     arguments = re.sub(r"--epochs \d+", "--epochs 1", command)
     train.main([*shlex.split(arguments)[2:], "--out", str(tmp_path)])
     run_dir = next(tmp_path.glob("*/*"))
-    promised = re.findall(r"^\| `([^`]+)`", README.split("## Runs")[1].split("### ")[0], re.MULTILINE)
-    assert len(promised) >= 7
-    for names in promised:
-        assert list(run_dir.glob(names.split("`")[0])), f"README promises {names}"
+    section = README.split("## What a run leaves behind")[1].split("\n## ")[0]
+    promised = [
+        name for row in re.findall(r"^\| (`.*?) \|", section, re.MULTILINE) for name in re.findall("`(.+?)`", row)
+    ]
+    assert len(promised) == 8
+    for name in promised:
+        assert list(run_dir.glob(name)), f"README promises {name}"
+    assert not list(run_dir.glob("*.new.*"))
     assert "<- the result" in capsys.readouterr().out
 
 
-def test_links_to_files_lead_somewhere():
-    for target in re.findall(r"\]\(([^)#]+)\)", README):
+def test_network_of_ones_own_is_trained_as_written_on_images_of_ones_own(tmp_path, monkeypatch, capsys):
+    code = code_with("compile_and_train")
+    assert len([line for line in code.splitlines() if line.strip()]) <= 10
+    sample = data.load_cifar10("sample")
+    arrays = {"x_train": sample.x_train[:100], "y_train": sample.y_train[:100, None]}
+    np.savez(tmp_path / "mine.npz", **arrays, x_test=sample.x_test[:40], y_test=sample.y_test[:40])
+    monkeypatch.chdir(tmp_path)
+    names = {}
+    exec(code.replace('"sample"', '"mine.npz"'), names)
+    assert len(names["images"].x_train) == 90
+    assert len(names["history"]["loss"]) == 3
+    end, best = eval(capsys.readouterr().out.strip().splitlines()[-1])
+    model = keras.models.load_model(names["run_dir"] / "model.keras")
+    right = model.predict(sample.x_test[:40], verbose=0).argmax(axis=1) == sample.y_test[:40]
+    assert end == pytest.approx(right.mean())
+    assert 0 <= best <= 1
+
+
+@pytest.mark.parametrize("kind", ["RGB", "L", "RGBA", "P", "CMYK", "1"])
+def test_picture_of_any_kind_is_classified_as_written(kind, tmp_path, monkeypatch, capsys):
+    sample = data.load_cifar10("sample")
+    colour = Image.fromarray(sample.x_test[8]).resize((90, 60))
+    name = "photo.jpg" if kind in ("RGB", "L", "CMYK") else "photo.png"
+    colour.convert(kind).save(tmp_path / name)
+    code = code_with("photo.jpg").replace("photo.jpg", str(tmp_path / name))
+    monkeypatch.chdir(ROOT)
+    exec(code, names := {})
+    printed = re.findall(r"(\w+) (\d+)%", capsys.readouterr().out)
+    assert len(printed) == 3
+    probabilities = names["probabilities"]
+    assert probabilities.sum() == pytest.approx(1, abs=1e-4)
+    assert [data.CLASS_NAMES.index(word) for word, _ in printed] == list(np.argsort(-probabilities)[:3])
+
+
+def test_trained_network_is_as_good_as_its_run_says_and_knows_pictures_of_the_sample():
+    path = ROOT / re.search(r'load_model\("(.+?)"\)', code_with("photo.jpg"))[1]
+    assert path.stat().st_size < 10e6
+    model, sample = keras.models.load_model(path), data.load_cifar10("sample")
+    metrics = json.loads((path.parent / "metrics.json").read_text())
+    accuracy = np.mean(model.predict(sample.x_test, verbose=0).argmax(axis=1) == sample.y_test)
+    assert accuracy == pytest.approx(metrics["test_accuracy_end_of_training"], abs=0.03)
+
+
+# ---------------------------------------------------------------- Links, numbers, flags
+
+
+@pytest.mark.parametrize("name", ["README.md", "results/README.md"])
+def test_links_lead_somewhere(name):
+    text = (ROOT / name).read_text("utf-8")
+    for target in re.findall(r"\]\(([^)]+)\)", text):
         if not target.startswith("http"):
-            assert (ROOT / target).exists(), target
+            path, _, anchor = target.partition("#")
+            file = (ROOT / name).parent / path if path else ROOT / name
+            assert file.exists(), target
+            if anchor:
+                titles = re.findall(r"^#+ (.+)$", file.read_text("utf-8"), re.MULTILINE)
+                assert anchor in [re.sub(r"[^\w\- ]", "", title.lower()).replace(" ", "-") for title in titles], target
 
 
 def test_tables_are_those_of_the_runs():
     tables = runpy.run_path(str(ROOT / "results" / "tables.py"))
-    assert tables["with_tables"](README) == README
-    assert set(re.findall(r"<!-- (\w+):begin -->", README)) == set(tables["TABLES"])
-    assert tables["with_tables"](README.replace("%", "")) != README  # that is, it does look
+    marks = re.findall(r"<!-- (\w+):begin -->", README) + re.findall(r"<!-- (\w+):begin -->", NOTEBOOK)
+    assert sorted(marks) == sorted(tables["TABLES"])
+    for text in (README, NOTEBOOK):
+        assert tables["with_tables"](text) == text
+        assert tables["with_tables"](text.replace("%", "")) != text  # that is, it does look
 
 
 def test_each_result_is_of_the_official_data_with_a_file_for_everything_it_says():
@@ -90,6 +162,6 @@ def test_every_flag_in_the_readme_exists_and_every_flag_is_in_the_readme(capsys)
     with pytest.raises(SystemExit):
         train.parse_arguments(["--help"])
     existing = set(re.findall(r"--[a-z][a-z-]+", capsys.readouterr().out)) - {"--help"}
-    section = README.split("### Flags")[1].split("\n## ")[0]
-    described = set(re.findall(r"--[a-z][a-z-]+", section))
+    section = README.split("## Flags")[1].split("\n## ")[0]
+    described = set(re.findall(r"--[a-z][a-z-]+", section)) - {"--help"}
     assert existing == described

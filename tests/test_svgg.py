@@ -1,4 +1,4 @@
-"""Step 3: the simplified VGG, layer by layer, and the drawing of a network's graph."""
+"""Step 3: the simplified VGG, layer by layer, and its script."""
 
 import importlib.util
 import re
@@ -11,7 +11,6 @@ import numpy as np
 import pytest
 
 import svgg
-from data import draw_network
 
 PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
 CAN_DRAW = bool(importlib.util.find_spec("pydot") and shutil.which("dot"))
@@ -68,33 +67,107 @@ def test_it_gives_ten_probabilities_for_each_image(network):
     assert not np.allclose(probabilities[0], probabilities[1])
 
 
-def test_the_script_prints_the_parameters_that_its_docstring_promises(tmp_path, capsys, monkeypatch):
+@pytest.fixture
+def mixed_precision():
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    yield
+    keras.config.set_dtype_policy(before)
+
+
+def test_under_mixed_precision_the_probabilities_alone_are_float32(mixed_precision):
+    network = svgg.build_svgg()
+    assert [layer.compute_dtype for layer in network.layers] == ["float16"] * (len(network.layers) - 1) + ["float32"]
+    images = np.random.default_rng(0).normal(size=(8, 32, 32, 3)).astype("float32")
+    probabilities = np.asarray(network(images))
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)  # float16 would be off by 1e-4
+
+
+@pytest.mark.parametrize("drop_rate", [-0.1, 1.1, float("nan")])
+def test_a_drop_rate_outside_0_to_1_is_refused(drop_rate):
+    with pytest.raises(ValueError, match="rate"):
+        svgg.build_svgg(drop_rate)
+
+
+# ---------------------------------------------------------------- The script
+
+
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The script draws into the current folder, so each test gets an empty one."""
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+def missing(*arguments, **settings):
+    """What plot_model does where pydot or graphviz is not installed."""
+    raise ImportError("You must install pydot")
+
+
+def test_the_script_prints_the_parameters_that_its_docstring_promises(folder, capsys):
     runpy.run_path(svgg.__file__, run_name="__main__")
     printed = capsys.readouterr().out
     promised = re.findall(r"^    (.*params: .*)$", svgg.__doc__, re.MULTILINE)
     assert len(promised) == 3
     assert all(line in printed for line in promised)
-    assert Path("figures/svgg.png").exists() == CAN_DRAW
-
-
-# ---------------------------------------------------------------- Drawing a network's graph
+    assert (folder / "figures" / "svgg.png").exists() == CAN_DRAW
 
 
 @pytest.mark.skipif(not CAN_DRAW, reason="drawing needs pydot and graphviz")
-def test_the_graph_is_drawn_where_pydot_and_graphviz_are_installed(network, tmp_path):
-    path = tmp_path / "new folder" / "graph.png"
-    assert str(path) in draw_network(network, path)
-    assert path.read_bytes().startswith(PNG_SIGNATURE)
+def test_the_graph_is_a_picture_where_pydot_and_graphviz_are_installed(folder):
+    svgg.main()
+    assert (folder / "figures" / "svgg.png").read_bytes().startswith(PNG_SIGNATURE)
 
 
-def test_without_pydot_or_graphviz_one_line_says_how_to_get_them(network, tmp_path, monkeypatch):
-    def missing(*arguments, **settings):
-        raise ImportError("You must install pydot")
+def test_the_graph_shows_shapes_but_no_names_and_goes_to_a_folder_that_is_there(folder, capsys, monkeypatch):
+    drawn = []
 
+    def plot_model(network, path, **settings):
+        assert (folder / path).parent.is_dir()
+        drawn.append((network.name, Path(path), settings))
+
+    monkeypatch.setattr(keras.utils, "plot_model", plot_model)
+    path = Path("figures", "svgg.png")
+    svgg.main()
+    assert drawn == [("svgg", path, {"show_shapes": True, "show_layer_names": False})]
+    assert capsys.readouterr().out.endswith(f"The network's graph: {path}\n")
+    svgg.main()  # a folder that is there already is no obstacle
+    assert len(drawn) == 2
+
+
+def test_without_pydot_or_graphviz_the_last_line_says_how_to_get_them(folder, capsys, monkeypatch):
     monkeypatch.setattr(keras.utils, "plot_model", missing)
-    line = draw_network(network, tmp_path / "graph.png")
-    assert "pip install pydot" in line
-    assert "graphviz" in line
-    assert "\n" not in line
-    assert not (tmp_path / "graph.png").exists()
+    svgg.main()
+    last_line = capsys.readouterr().out.splitlines()[-1]
+    assert "pip install pydot" in last_line
+    assert "graphviz" in last_line
+    assert not list(folder.glob("**/*.png"))
+
+
+@pytest.mark.parametrize("installed", [True, False], ids=["with pydot", "without pydot"])
+def test_a_file_in_the_place_of_the_folder_for_figures_is_one_line(folder, installed, monkeypatch):
+    """SystemExit with a text prints it as it is, and the exit status is 1."""
+    monkeypatch.setattr(keras.utils, "plot_model", (lambda *_, **__: None) if installed else missing)
+    (folder / "figures").touch()
+    with pytest.raises(SystemExit, match=r"\Aerror: [^\n]*figures[^\n]*\Z"):
+        svgg.main()
+
+
+def test_a_folder_for_figures_that_cannot_be_written_is_one_line(folder, monkeypatch):
+    def plot_model(network, path, **settings):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(keras.utils, "plot_model", plot_model)
+    with pytest.raises(SystemExit, match=r"\Aerror: [^\n]*denied[^\n]*figures[^\n]*\Z"):
+        svgg.main()
+
+
+def test_a_current_folder_that_cannot_be_written_is_one_line_without_pydot_too(folder, monkeypatch):
+    def mkdir(path, **settings):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    monkeypatch.setattr(keras.utils, "plot_model", missing)
+    with pytest.raises(SystemExit, match=r"\Aerror: [^\n]*denied[^\n]*figures[^\n]*\Z"):
+        svgg.main()

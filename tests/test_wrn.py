@@ -1,8 +1,10 @@
 """Step 4: the Wide ResNet, by its parameters and by walking along its graph."""
 
+import importlib.util
 import inspect
 import itertools
 import re
+import shutil
 from collections import Counter
 from pathlib import Path
 
@@ -11,6 +13,9 @@ import numpy as np
 import pytest
 
 import wrn
+
+PNG_SIGNATURE = b"\x89PNG\r\n\x1a\n"
+CAN_DRAW = bool(importlib.util.find_spec("pydot") and shutil.which("dot"))
 
 
 @pytest.fixture(scope="module")
@@ -163,6 +168,68 @@ def test_it_gives_ten_probabilities_for_each_image():
     assert not np.allclose(probabilities[0], probabilities[1])
 
 
+@pytest.fixture
+def mixed_precision():
+    before = keras.config.dtype_policy()
+    keras.config.set_dtype_policy("mixed_float16")
+    yield
+    keras.config.set_dtype_policy(before)
+
+
+def test_under_mixed_precision_the_probabilities_alone_are_float32(mixed_precision):
+    network = wrn.build_wrn(10, 1)
+    *others, last = (layer.compute_dtype for layer in network.layers[1:])  # without the InputLayer
+    assert (set(others), last) == ({"float16"}, "float32")
+    images = np.random.default_rng(0).normal(size=(8, 32, 32, 3)).astype("float32")
+    probabilities = np.asarray(network(images))
+    assert probabilities.dtype == np.float32
+    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)  # float16 would be off by 1e-4
+
+
+# ---------------------------------------------------------------- The first group in full resolution
+
+
+@pytest.fixture(scope="module")
+def halved_and_full():
+    return wrn.build_wrn(16, 2, drop_rate=0.3), wrn.build_wrn(16, 2, drop_rate=0.3, full_resolution=True)
+
+
+def test_full_resolution_is_part_of_the_name(halved_and_full):
+    assert [network.name for network in halved_and_full] == ["wrn-16-2", "wrn-16-2-full-resolution"]
+
+
+def test_full_resolution_changes_no_parameter(halved_and_full):
+    halved, full = ([weight.shape for weight in network.weights] for network in halved_and_full)
+    assert full == halved
+    halved, full = ([weight.shape for weight in network.trainable_weights] for network in halved_and_full)
+    assert full == halved
+    assert wrn.build_wrn(40, 2, full_resolution=True).count_params() == 2_268_394
+
+
+def test_in_full_resolution_only_the_second_and_third_groups_halve_the_image(halved_and_full):
+    shapes = [[layer.output.shape[1:] for layer in layers_of(network, "Add")] for network in halved_and_full]
+    assert shapes[0] == [(16, 16, 32)] * 2 + [(8, 8, 64)] * 2 + [(4, 4, 128)] * 2
+    assert shapes[1] == [(32, 32, 32)] * 2 + [(16, 16, 64)] * 2 + [(8, 8, 128)] * 2
+    assert [layers_of(network, "AveragePooling2D")[0].pool_size for network in halved_and_full] == [(4, 4), (8, 8)]
+    assert all(network.output.shape == (None, 10) for network in halved_and_full)
+
+
+def test_in_full_resolution_only_the_strides_of_the_first_miniblock_differ(halved_and_full):
+    """The 1×1 convolution on the shortcut stays: it also changes the number of channels."""
+    halved, full = (
+        [(layer.filters, layer.kernel_size[0], layer.strides[0]) for layer in layers_of(network, "Conv2D")]
+        for network in halved_and_full
+    )
+    assert {(32, 3, 2), (32, 1, 2)} <= set(halved)
+    assert full == [
+        (32, size, 1) if (filters, strides) == (32, 2) else (filters, size, strides)
+        for filters, size, strides in halved
+    ]
+    main, shortcut = layers_of(halved_and_full[1], "Add")[0].input
+    assert maker_of(halved_and_full[1], shortcut).kernel_size == (1, 1)
+    assert walk_back(halved_and_full[1], main, 5)[0] == ["Conv2D", *BN_RELU, "SpatialDropout2D", "Conv2D"]
+
+
 # ---------------------------------------------------------------- Arguments
 
 
@@ -201,6 +268,17 @@ def test_a_drop_rate_outside_0_to_1_is_refused(drop_rate):
         wrn.build_wrn(10, 1, drop_rate)
 
 
+def test_a_group_has_the_tutorials_parameters_and_downsamples_by_what_it_is_given():
+    names = list(inspect.signature(wrn.resnet_block).parameters)
+    assert names == ["x_in", "num_filters", "num_miniblocks", "downsampling", "drop_rate"]
+    for downsampling, side in (1, 8), (2, 4), (4, 2):
+        x_in = keras.Input((8, 8, 5))
+        group = keras.Model(x_in, wrn.resnet_block(x_in, 7, 3, downsampling, 0.2))
+        assert group.output.shape == (None, side, side, 7)
+        assert len(layers_of(group, "Add")) == 3
+        assert [layer.rate for layer in layers_of(group, "SpatialDropout2D")] == [0.2] * 3
+
+
 def test_the_output_block_wants_a_square_map_and_says_so():
     with pytest.raises(ValueError, match=r"must be square, got 4×8"):
         wrn.resnet_output_block(keras.Input((4, 8, 16)))
@@ -209,32 +287,121 @@ def test_the_output_block_wants_a_square_map_and_says_so():
 # ---------------------------------------------------------------- The script
 
 
-def run_main(arguments, monkeypatch, tmp_path):
+@pytest.fixture
+def folder(tmp_path, monkeypatch):
+    """The script draws into the current folder, so each test gets an empty one."""
     monkeypatch.chdir(tmp_path)
+    return tmp_path
+
+
+@pytest.fixture
+def drawn(folder, monkeypatch):
+    """Nothing is drawn; return the list of what would have been."""
     drawn = []
-    monkeypatch.setattr(wrn, "draw_network", lambda network, path: drawn.append((network.name, Path(path))) or "drawn")
-    wrn.main(arguments)
+
+    def plot_model(network, path, **settings):
+        assert (folder / path).parent.is_dir()
+        drawn.append((network.name, Path(path), settings))
+
+    monkeypatch.setattr(keras.utils, "plot_model", plot_model)
     return drawn
 
 
-def test_the_script_prints_the_parameters_that_its_docstring_promises(tmp_path, capsys, monkeypatch):
-    assert run_main([], monkeypatch, tmp_path) == [("wrn-40-2", Path("figures/wrn-40-2.png"))]
+SMALL = ["--num-convs", "10", "--k-factor", "1"]
+SETTINGS = {"show_shapes": True, "show_layer_names": False}
+
+
+def missing(*arguments, **settings):
+    """What plot_model does where pydot or graphviz is not installed."""
+    raise ImportError("You must install pydot")
+
+
+def test_the_script_prints_the_parameters_that_its_docstring_promises(drawn, capsys):
+    wrn.main([])
+    path = Path("figures", "wrn-40-2.png")
+    assert drawn == [("wrn-40-2", path, SETTINGS)]
     printed = capsys.readouterr().out
     promised = re.findall(r"^    (.*params: .*)$", wrn.__doc__, re.MULTILINE)
     assert len(promised) == 3
     assert all(line in printed for line in promised)
-    assert printed.endswith("drawn\n")
+    assert printed.endswith(f"The network's graph: {path}\n")
 
 
-def test_the_script_builds_the_size_it_is_given(tmp_path, capsys, monkeypatch):
-    drawn = run_main(["--num-convs", "10", "--k-factor", "1"], monkeypatch, tmp_path)
-    assert drawn == [("wrn-10-1", Path("figures/wrn-10-1.png"))]
-    assert "87,898" in capsys.readouterr().out
+@pytest.mark.parametrize(
+    ("more", "name", "last_map"),
+    [([], "wrn-10-1", "(None, 4, 4, 64)"), (["--full-resolution"], "wrn-10-1-full-resolution", "(None, 8, 8, 64)")],
+)
+def test_the_script_builds_the_network_it_is_asked_for(more, name, last_map, drawn, capsys):
+    wrn.main([*SMALL, *more])
+    assert drawn == [(name, Path("figures", f"{name}.png"), SETTINGS)]
+    printed = capsys.readouterr().out
+    assert "87,898" in printed
+    assert last_map in printed
 
 
-@pytest.mark.parametrize("arguments", [["--num-convs", "12"], ["--k-factor", "0"]])
-def test_the_script_ends_with_one_line_for_a_size_that_cannot_be(arguments):
+@pytest.mark.skipif(not CAN_DRAW, reason="drawing needs pydot and graphviz")
+def test_the_graph_is_a_picture_where_pydot_and_graphviz_are_installed(folder):
+    wrn.main(SMALL)
+    assert (folder / "figures" / "wrn-10-1.png").read_bytes().startswith(PNG_SIGNATURE)
+
+
+def test_without_pydot_or_graphviz_the_last_line_says_how_to_get_them(folder, capsys, monkeypatch):
+    monkeypatch.setattr(keras.utils, "plot_model", missing)
+    wrn.main(SMALL)
+    last_line = capsys.readouterr().out.splitlines()[-1]
+    assert "pip install pydot" in last_line
+    assert "graphviz" in last_line
+    assert not list(folder.glob("**/*.png"))
+
+
+@pytest.mark.parametrize("installed", [True, False], ids=["with pydot", "without pydot"])
+def test_a_file_in_the_place_of_the_folder_for_figures_is_one_line(drawn, folder, installed, monkeypatch):
     """SystemExit with a text prints it as it is, and the exit status is 1."""
-    with pytest.raises(SystemExit, match=r"\Aerror: [^\n]+\Z") as caught:
+    if not installed:
+        monkeypatch.setattr(keras.utils, "plot_model", missing)
+    (folder / "figures").touch()
+    with pytest.raises(SystemExit, match=r"\Aerror: [^\n]*figures[^\n]*\Z"):
+        wrn.main(SMALL)
+    assert not drawn
+
+
+def test_a_folder_for_figures_that_cannot_be_written_is_one_line(folder, monkeypatch):
+    def plot_model(network, path, **settings):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(keras.utils, "plot_model", plot_model)
+    with pytest.raises(SystemExit, match=r"\Aerror: [^\n]*denied[^\n]*figures[^\n]*\Z"):
+        wrn.main(SMALL)
+
+
+def test_a_current_folder_that_cannot_be_written_is_one_line_without_pydot_too(folder, monkeypatch):
+    def mkdir(path, **settings):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(Path, "mkdir", mkdir)
+    monkeypatch.setattr(keras.utils, "plot_model", missing)
+    with pytest.raises(SystemExit, match=r"\Aerror: [^\n]*denied[^\n]*figures[^\n]*\Z"):
+        wrn.main(SMALL)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["--num-convs", "12"], "a WRN has 6N + 4 convolutions (10, 16, 22, …), not 12; the nearest: 10 or 16"),
+        (["--k-factor", "0"], "the widening factor K must be a whole number from 1, not 0"),
+        (["--k-factor", "1.5"], "argument --k-factor: invalid int value: '1.5'"),
+        (["--fast"], "unrecognized arguments: --fast"),
+    ],
+)
+def test_the_script_refuses_a_size_that_cannot_be_as_argparse_does(arguments, message, drawn, folder, capsys):
+    """Below argparse's reminder of the usage there is one line, and the exit status is 2."""
+    with pytest.raises(SystemExit) as caught:
         wrn.main(arguments)
-    assert isinstance(caught.value.code, str)
+    assert caught.value.code == 2
+    printed = capsys.readouterr()
+    usage, error = printed.err.removesuffix("\n").split(": error: ")
+    assert usage.startswith("usage: ")
+    assert error == message
+    assert printed.out == ""
+    assert not drawn
+    assert not list(folder.iterdir())
