@@ -327,7 +327,10 @@ def standardiser(images, scheme):
     """
     settings = scheme_settings(scheme)
     if images.dtype != np.uint8 or images.ndim != 4:
-        raise ValueError(f"standardiser needs uint8 images (N, H, W, C), got {images.dtype} {images.shape}")
+        raise ValueError(
+            f"standardiser needs uint8 images (N, H, W, C), got {images.dtype} {images.shape}."
+            " Floats of 0…1 become bytes with (255 * images).round().astype('uint8')"
+        )
     whitens = settings.get("zca_whitening")
     scales = settings.get("featurewise_std_normalization") and not whitens  # one or the other, as in ImageDataGenerator
     mean, std = channel_statistics(images)
