@@ -348,6 +348,8 @@ def compile_and_train(
     callbacks.append(RunRecorder(run_dir, rows))
 
     first_epoch = rows[-1]["epoch"] if rows else starting_epoch
+    # For each batch `fit` computes the predictions, the loss and its gradients, and lets the optimizer change the
+    # weights; after each epoch it evaluates the validation images.
     if first_epoch < epochs:
         model.fit(
             augment.training_batches(x_train, y_train, scheme, batch_size, seed, first_epoch),
