@@ -642,7 +642,7 @@ def print_config(config, network, run_dir):
 
 
 def evaluate_run(model, history, run_dir, config, x, y):
-    """Evaluate and picture a finished run, write metrics.json, and print the two accuracies. Return the metrics."""
+    """Evaluate and picture a finished run, write metrics.json, and print the two accuracies."""
     end, best = evaluate_performance(model, history, run_dir, x, y)
     # The result is the score of weights that were not chosen on the scored images: the best weights if they were chosen
     # on other images, else the end-of-training weights.
@@ -666,13 +666,11 @@ def evaluate_run(model, history, run_dir, config, x, y):
     write_json(run_dir / "metrics.json", metrics)
 
     chosen_on = "validation images" if config["holdout"] else "the test set: optimistic"
-    arrow = {"best_weights": "", "end_of_training": "", result: "  <- the result"}
-    print(
-        f"{split.capitalize()} accuracy, end-of-training weights:   {end:.4f}{arrow['end_of_training']}  (model.keras)"
-    )
-    print(f"{split.capitalize()} accuracy, best weights:              {best:.4f}{arrow['best_weights']}", end="")
-    print(f"  (best.keras, epoch {best_epoch}, chosen on {chosen_on})")
-    return metrics
+    title, arrow = f"{split.capitalize()} accuracy", "  <- the result"
+    end_arrow, best_arrow = ("", arrow) if result == "best_weights" else (arrow, "")
+    print(f"{title}, end-of-training weights:   {end:.4f}{end_arrow}  (model.keras)")
+    note = f"best.keras, epoch {best_epoch}, chosen on {chosen_on}"
+    print(f"{title}, best weights:              {best:.4f}{best_arrow}  ({note})")
 
 
 def train_run(config, run_dir, network, cifar10):

@@ -298,6 +298,7 @@ def plot_networks(path):
 
 
 def main(arguments):
+    """Write the tables and the figure, or with --check only say whether the tables are those of the runs."""
     texts = {path: path.read_text(encoding="utf-8") for path in READMES}
     wrong = [path for path, text in texts.items() if with_tables(text) != text]
     if "--check" in arguments:

@@ -651,14 +651,6 @@ def test_the_standardiser_is_frozen_layers_of_keras_itself(small_images, scheme)
     assert len(model.trainable_weights) == 2
 
 
-@pytest.fixture
-def mixed_precision():
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_float16")
-    yield
-    keras.config.set_dtype_policy(before)
-
-
 @pytest.mark.parametrize("scheme", [1, 3])
 def test_it_stays_float32_under_mixed_precision(small_images, scheme, mixed_precision):
     assert keras.layers.Dense(1).compute_dtype == "float16"

@@ -67,14 +67,6 @@ def test_it_gives_ten_probabilities_for_each_image(network):
     assert not np.allclose(probabilities[0], probabilities[1])
 
 
-@pytest.fixture
-def mixed_precision():
-    before = keras.config.dtype_policy()
-    keras.config.set_dtype_policy("mixed_float16")
-    yield
-    keras.config.set_dtype_policy(before)
-
-
 def test_under_mixed_precision_the_probabilities_alone_are_float32(mixed_precision):
     network = svgg.build_svgg()
     assert [layer.compute_dtype for layer in network.layers] == ["float16"] * (len(network.layers) - 1) + ["float32"]
