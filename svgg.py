@@ -13,14 +13,21 @@ is deep enough. Two stacked 3×3 filters see 5×5 pixels, with fewer weights tha
 non-linearity. Two rules describe the rest. Layers whose output has the same size have the same number of filters. Where
 the size is halved, the number of filters is doubled, so that each layer costs about the same.
 
-Different from the paper: three blocks in place of five, and batch normalisation, which did not exist yet. The tutorial
-calls this "one block less than configuration B" and says that VGG ends with global average pooling; it has two
-blocks fewer, and VGG, like this network, flattens its last feature maps into fully connected layers.
+Why it mattered: in 2014, when other networks had larger filters or intricate modules, VGG came second in classifying
+ImageNet with nothing but plain layers, and more of them. The rule of thumb that is left: no filters larger than 3×3,
+and 1×1 where a convolution only has to change the number of channels (a "bottleneck" reduces it for a while, to save
+arithmetic).
+
+Different from the paper: three blocks in place of five, and batch normalisation, which did not exist yet. (The tutorial
+counts one block less than in the paper's configuration B; it is two less. It also says that VGG ends with global
+average pooling; but VGG, like this network, flattens its last feature maps into fully connected layers.)
+
+What the layers see in an image is looked at in step 5: train.view_feature_maps.
 
 Shapes: B images in a batch; height × width × channels.
 """
 
-from data import CLASS_NAMES, IMAGE_SHAPE, errors_in_one_line, figure_path  # first: it sets up Keras
+from data import CLASS_NAMES, IMAGE_SHAPE, Parser, draw_network, errors_in_one_line  # first: it sets up Keras
 
 # isort: split
 import keras
@@ -31,9 +38,9 @@ def conv_layer(filters):
     """Return one convolution as a list of two Keras layers: Conv 3×3 with its ReLU, and batch normalisation.
 
     Padding "same" keeps height and width. Batch normalisation shifts and scales each channel to mean 0 and variance 1,
-    which makes deep networks easier to train: over the batch while training, by running averages of that in evaluation.
-    Then each channel gets a learned scale and shift. Normalising after the ReLU is the tutorial's order; the Wide
-    ResNet of the next step has it the other way round.
+    which makes deep networks easier to train. While training it takes mean and variance from the batch, and in
+    evaluation it takes running averages of them. Then each channel gets a learned scale and shift. Normalising after
+    the ReLU is the tutorial's order; the Wide ResNet of the next step has it the other way round.
     """
     return [layers.Conv2D(filters, 3, padding="same", activation="relu"), layers.BatchNormalization()]
 
@@ -48,10 +55,13 @@ def build_svgg(drop_rate=0.5):
     """Return the simplified VGG as an untrained keras.Sequential: (B, 32, 32, 3) -> (B, 10) class probabilities.
 
     It takes standardised images (see augment.standardiser). 5,354,570 parameters, 5,352,778 of them trained; the others
-    are the running means and variances of batch normalisation. Raises ValueError for a drop_rate outside 0…1.
+    are the running means and variances of batch normalisation. Raises ValueError unless 0 <= drop_rate < 1.
 
-    A chain of layers is a list, so the Sequential API is enough.
+    A chain of layers is a list, so the Sequential API is enough. The tutorial creates an empty Sequential() and then
+    adds one layer after the other with model.add(layer); a list gives the same network.
     """
+    if not 0 <= drop_rate < 1:  # Keras would accept 1, which drops everything
+        raise ValueError(f"the drop rate must be at least 0 and below 1, not {drop_rate}")
     return keras.Sequential(
         [
             keras.Input(IMAGE_SHAPE),  # (B, 32, 32, 3)
@@ -62,7 +72,8 @@ def build_svgg(drop_rate=0.5):
             # 4,096 × 1,024 weights: four fifths of the whole network are in this one layer.
             layers.Dense(1024, activation="relu"),
             # While training, dropout sets a random share of its inputs to zero, so the next layer cannot rely on any
-            # single one. It follows the largest layer, which overfits most easily.
+            # single one, and scales up the others, so that the sum stays about the same. In `evaluate` and `predict`
+            # it does nothing. It follows the largest layer, which overfits most easily.
             layers.Dropout(drop_rate),
             # Softmax: ten positive numbers that sum to 1. float32 even if the layers before compute in float16.
             layers.Dense(len(CLASS_NAMES), activation="softmax", dtype="float32"),  # -> (B, 10)
@@ -71,17 +82,13 @@ def build_svgg(drop_rate=0.5):
     )
 
 
-def main():
+def main(arguments=None):
     """Print the network and draw its graph: the command line of this step."""
+    Parser(description="Step 3: the simplified VGG, its layers and its graph.").parse_args(arguments)
     network = build_svgg()
     network.summary()
     with errors_in_one_line():
-        path = figure_path("svgg.png")
-        try:
-            keras.utils.plot_model(network, path, show_shapes=True, show_layer_names=False)
-            print(f"The network's graph: {path}")
-        except ImportError:
-            print("No graph drawn: that needs pydot (pip install pydot) and graphviz (apt install graphviz)")
+        draw_network(network)
 
 
 if __name__ == "__main__":

@@ -8,25 +8,28 @@
 
 A run prints its settings, Keras's progress, and at the end
 
-    Test accuracy, end-of-training weights:   0.…   <- the result (model.keras)
+    Test accuracy, end-of-training weights:   0.…   <- the result  (model.keras)
     Test accuracy, best weights:              0.…   (best.keras, epoch …, chosen on the test set: optimistic)
 
-Its folder, runs/NAME/TIME, has all it makes: config.json (the settings), history.csv (one row per epoch), metrics.json
-(the results), model.keras and best.keras (models that take raw pixels 0…255 and load without this code), state.npz (to
-resume from), logs/ (for TensorBoard) and the pictures.
+The tutorial in four lines, which this module wraps in functions:
 
-Keras shortens the way from an idea to its result: `compile_and_train` trains and records any network, so trying another
-takes ten lines (see README.md).
+    model.compile(optimizer, loss, metrics=["accuracy"])             what is minimised, how, and what is shown beside it
+    history = model.fit(batches, validation_data=…, callbacks=…)     train, epoch after epoch
+    loss, accuracy = model.evaluate(x_test, onehot_labels)           how many are right
+    probabilities = model.predict(x_test)                            which ones, and how sure the network is
 
-Different from the tutorial. It calls the score of its best weights a test accuracy, although the test set chose them;
-here the result is the score of the end-of-training weights, which the test set did not choose. With --holdout the best
-weights are chosen on 5,000 training images, and the test set is used once, after training. And a killed run can be
-resumed: on the same CPU it ends with exactly the weights of an uninterrupted one.
+The order of the parts: recipes and optimizer; compile and train; evaluate; look. Behind them stand the recording of a
+run and the command line, which you need not read to train a network.
+
+The tutorial calls the score of its best weights a test accuracy, although the test set chose them. Here the result is
+the score of the end-of-training weights, which the test set did not choose; or, with --holdout, that of the best
+weights, chosen on 5,000 training images.
 
 Shapes: B images in a batch, N images in all, H = W = 32 pixels, C = 3 channels.
 """
 
 import argparse
+import contextlib
 import csv
 import datetime
 import json
@@ -37,6 +40,7 @@ import shlex
 import sys
 import tempfile
 import time
+import zipfile
 from pathlib import Path
 
 import augment  # before Keras: it imports data.py, which sets Keras up
@@ -51,91 +55,72 @@ import numpy as np
 import tensorflow as tf
 from matplotlib.figure import Figure
 
+try:
+    import fcntl
+except ImportError:  # Windows has no such locks
+    fcntl = None
+
 BATCH_SIZE_FOR_EVALUATION = 500  # any number gives the same result; the tutorial's 1 takes many times as long
-
-
-class RunError(ValueError):
-    """A run cannot start or continue. The message is one line that says what to do."""
 
 
 # ---------------------------------------------------------------- Recipes
 #
-# A recipe is the settings of a training. Each setting is also a flag of train.py (`--weight-decay 0`), so that you can
-# see the effect of one change.
+# A recipe is the settings of a training. Each line of this table is also a flag of the command line (`--weight-decay
+# 0`), so that you can see the effect of one change; `python train.py --help` says what each means.
 
-SETTINGS = {  # setting: (its meaning, the list of choices or (smallest value, upper limit, itself excluded))
-    "scheme": ("augmentation scheme: how training images are transformed and standardised", list(augment.SCHEMES)),
-    "drop_rate": ("dropout: share of values (svgg) or feature maps (wrn) set to zero while training", (0.0, 1.0)),
-    "optimizer": ("how gradients change the weights, see make_optimizer", ["rmsprop", "sgd"]),
-    "learning_rate": ("size of each change; the largest value if it varies", (1e-9, 1000.0)),
-    "schedule": ("how the learning rate varies, see learning_rate", ["constant", "inverse_time", "cosine"]),
-    "warmup": ("cosine only: share of all updates in which the learning rate first rises from zero", (0.0, 1.0)),
-    "weight_decay": ("each update shrinks the weights by this share times the learning rate", (0.0, 1.0)),
-    "label_smoothing": ("share of a label's probability that is spread evenly over all classes", (0.0, 1.0)),
-    "epochs": ("how often all training images are used", (1, 2**31)),
-    "batch_size": ("images per update", (1, 2**31)),
-}
 # fmt: off
 TABLE = {
     #                   tutorial                    modern: the same networks in twenty epochs
     #                   svgg        wrn             svgg      wrn
-    "scheme":          (1,          1,              4,        4),
-    "drop_rate":       (0.5,        0.3,            0.5,      0.0),  # too few epochs to overfit
+    "scheme":          (1,          1,              4,        4),  # 4: small shifts by whole pixels, no whitening
+    "drop_rate":       (0.5,        0.3,            0.5,      0.0),  # a WRN-16-2 lost 5.6 points by it in ten epochs
     "optimizer":       ("rmsprop",  "sgd",          "sgd",    "sgd"),
     "learning_rate":   (0.001,      0.1,            0.03,     0.1),
     "schedule":        ("constant", "inverse_time", "cosine", "cosine"),
-    "warmup":          (0.0,        0.0,            0.25,     0.25),
+    "warmup":          (0.0,        0.0,            0.25,     0.25),  # share of all updates
     "weight_decay":    (0.0,        0.0,            0.02,     0.01),
     "label_smoothing": (0.0,        0.0,            0.1,      0.1),
     "epochs":          (400,        400,            20,       20),
     "batch_size":      (128,        128,            128,      128),
 }
 # fmt: on
-
-
-def recipe_column(number):
-    """Return one recipe of the table: setting -> value."""
-    return {name: values[number] for name, values in TABLE.items()}
-
-
-RECIPES = {
-    "tutorial": {"svgg": recipe_column(0), "wrn": recipe_column(1)},
-    "modern": {"svgg": recipe_column(2), "wrn": recipe_column(3)},
-}
+COLUMNS = [("tutorial", "svgg"), ("tutorial", "wrn"), ("modern", "svgg"), ("modern", "wrn")]
+RECIPES = {column: {name: values[i] for name, values in TABLE.items()} for i, column in enumerate(COLUMNS)}
 
 
 # ---------------------------------------------------------------- Optimizer and learning rate
 
 
-def learning_rate(config, steps_per_epoch):
-    """Return a number, or one of Keras's schedules: a function from the update to the learning rate.
+def learning_rate(settings, steps_per_epoch):
+    """Return a number, or one of Keras's schedules: a function from the number of the update to the learning rate.
 
-    (A saved model with a schedule class of our own would not load without this code.)
+    An update is one change of the weights, by the gradient of one batch; an epoch has `steps_per_epoch` of them.
+    settings: a recipe, or a dict with the same keys. (A saved model with a schedule class of our own would not load
+    without this code.)
     """
-    rate, updates = config["learning_rate"], config["epochs"] * steps_per_epoch
-    if config["schedule"] == "inverse_time":
-        # rate / (1 + 0.0005 · update): a tenth after 46 epochs. It is what the tutorial's `decay=0.0005` did in Keras
-        # 2; the paper's 0.0005 is a *weight* decay. After 400 epochs the tutorial's WRN was still improving, but this
-        # rate had become too small.
+    rate, updates = settings["learning_rate"], settings["epochs"] * steps_per_epoch
+    if settings["schedule"] == "inverse_time":
+        # rate / (1 + 0.0005 · update): a tenth after 46 epochs, an eightieth (0.0013) after 400. It is what the
+        # tutorial's `decay=0.0005` did in Keras 2; the paper's 0.0005 is a *weight* decay.
         return keras.optimizers.schedules.InverseTimeDecay(rate, decay_steps=1, decay_rate=0.0005)
-    if config["schedule"] == "cosine":
+    if settings["schedule"] == "cosine":
         # The rate rises from 0.0 to `rate` (warm-up: large changes are unstable at first), then falls to zero along
         # half a cosine, so that the weights settle.
-        warmup = min(round(config["warmup"] * updates), updates - 1)
+        warmup = min(round(settings["warmup"] * updates), updates - 1)
         return keras.optimizers.schedules.CosineDecay(0.0, updates - warmup, warmup_target=rate, warmup_steps=warmup)
     return rate
 
 
-def make_optimizer(config, steps_per_epoch):
-    """Return the Keras optimizer that `config` describes."""
-    rate, decay = learning_rate(config, steps_per_epoch), config["weight_decay"] or None
-    if config["optimizer"] == "rmsprop":
+def make_optimizer(settings, steps_per_epoch):
+    """Return the Keras optimizer that `settings` describe; see learning_rate."""
+    rate, decay = learning_rate(settings, steps_per_epoch), settings["weight_decay"] or None
+    if settings["optimizer"] == "rmsprop":
         # Divides each weight's gradient by the root of its recent mean square: all weights move about equally fast.
         optimizer = keras.optimizers.RMSprop(rate, weight_decay=decay)
     else:
         # Momentum: each change is a running sum of gradients. What they agree on adds up (to 10 gradients, with 0.9),
         # what they disagree on cancels. Nesterov's form measures the gradient where the momentum is about to carry the
-        # weights.
+        # weights. The paper's settings for its WRN: this optimizer, 0.1, and batches of 128.
         optimizer = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=decay)
     # Keras's weight decay is decoupled from the gradient: w −= rate · decay · w. The paper adds it to the gradient,
     # where momentum multiplies it by 10, so the paper's 5e-4 is 5e-3 here; our twenty-epoch recipes use more. Biases
@@ -143,6 +128,9 @@ def make_optimizer(config, steps_per_epoch):
     if decay:
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
+
+
+# ---------------------------------------------------------------- Compile and train
 
 
 def assemble(standardiser, network):
@@ -154,127 +142,17 @@ def assemble(standardiser, network):
     return keras.Sequential([keras.Input(data.IMAGE_SHAPE), standardiser, network], name="cifar10")
 
 
-# ---------------------------------------------------------------- Callbacks
-#
-# A callback is code that Keras runs during training, at the start or end of each batch or epoch. compile_and_train uses
-# Keras's ModelCheckpoint and TensorBoard, LearningRateScheduler if asked to, and RunRecorder, which is defined here.
+def training_and_validation(cifar10, holdout=False):
+    """Return x_train, y_train, x_val, y_val of a Cifar10 tuple.
 
-
-def replace(new, path):
-    """Give the complete file `new` the name `path`. A crash leaves the old file or the new one, never a part of one."""
-    with open(new, "r+b") as file:  # Windows synchronises only what is open for writing
-        os.fsync(file.fileno())  # wait until the content is on the disk
-    os.replace(new, path)
-
-
-def training_state(model):
-    """Return all variables that training changes, in a fixed order.
-
-    They are the weights, the running averages of batch normalisation, the random state of the dropout layers (which
-    `.weights` leaves out), and the optimizer's momentum and update count.
+    As in the tutorial, all 50,000 images are for training, and the test set is the validation data. The tutorial says
+    why that is allowed: nothing is chosen by it. That holds for the end-of-training weights, not for the best weights.
+    With `holdout` 45,000 images are for training and 5,000 for validation, and the test set is kept for the end.
     """
-    trained = [variable for layer in model.layers if layer.trainable for variable in layer.variables]
-    return trained + list(model.optimizer.variables)
-
-
-class RunRecorder(keras.callbacks.Callback):
-    """Records each epoch in history.csv and saves the training state in state.npz; the last callback in the list.
-
-    The state is written last. If the run is killed before that, the epoch counts as not done, and a resumed run repeats
-    it: from the same state it comes out the same and writes the same files, so nothing ever needs repair. (On a GPU, or
-    with another number of CPU cores, the last digits differ. Then best.keras may be from the interrupted attempt until
-    there is a better one; its score is measured from the file.)
-
-    Keras's own BackupAndRestore keeps weights, optimizer and epoch too, but forgets the dropout layers' random state,
-    overwrites its file in place, and deletes it at the end.
-    """
-
-    def __init__(self, run_dir, rows):
-        """run_dir: the run's folder; rows: the epochs so far, one dict per row of history.csv."""
-        super().__init__()
-        self.run_dir, self.rows, self.epochs_before = run_dir, rows, len(rows)
-
-    def on_epoch_begin(self, epoch, logs=None):
-        """Note the time and the learning rate of the epoch's first update; estimate the end after the first epoch."""
-        self.started = time.perf_counter()
-        self.rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
-        if len(self.rows) == self.epochs_before + 1:
-            left = datetime.timedelta(seconds=round(self.rows[-1]["seconds"] * (self.params["epochs"] - epoch)))
-            print(f"Expected to end at {datetime.datetime.now() + left:%Y-%m-%d %H:%M}, in {left}", flush=True)
-
-    def on_epoch_end(self, epoch, logs=None):
-        """Write the files. Raises RunError, before anything is replaced, if the loss or a weight is not a number."""
-        row = {"epoch": epoch + 1} | {name: logs[name] for name in ("accuracy", "loss", "val_accuracy", "val_loss")}
-        row |= {"learning_rate": self.rate, "seconds": time.perf_counter() - self.started}
-        arrays = [keras.ops.convert_to_numpy(variable) for variable in training_state(self.model)]
-        # The loss alone does not tell: fast ReLU kernels turn NaN into 0, so it can be finite when the weights are not.
-        if not all(np.isfinite(values).all() for values in (list(row.values()), *arrays)):
-            (self.run_dir / "best.new.keras").unlink(missing_ok=True)
-            raise RunError(
-                f"the loss or the weights are no longer numbers after epoch {epoch + 1}. Likely causes: a learning rate"
-                f" that is too high, or damaged data. The state after epoch {epoch} and the best model are untouched;"
-                " start a new run with a lower --learning-rate"
-            )
-        self.rows.append(row)
-        if (self.run_dir / "best.new.keras").exists():  # ModelCheckpoint has just written it
-            replace(self.run_dir / "best.new.keras", self.run_dir / "best.keras")
-        with open(self.run_dir / "history.new.csv", "w", newline="", encoding="utf-8") as file:
-            writer = csv.DictWriter(file, row, lineterminator="\n")
-            writer.writeheader()
-            writer.writerows(self.rows)
-        replace(self.run_dir / "history.new.csv", self.run_dir / "history.csv")
-        np.savez(self.run_dir / "state.new.npz", *arrays, epoch=epoch + 1)
-        replace(self.run_dir / "state.new.npz", self.run_dir / "state.npz")
-
-
-def restore(model, run_dir):
-    """Bring a compiled model to the state in run_dir; return the rows of history.csv, none if no epoch is done.
-
-    Raises RunError if the state, the history or the best model is missing or damaged.
-    """
-    (run_dir / "best.new.keras").unlink(missing_ok=True)  # of an epoch that did not end
-    if not (run_dir / "state.npz").exists():
-        return []
-    try:
-        with np.load(run_dir / "state.npz", allow_pickle=False) as state:  # only arrays, nothing that runs
-            epoch, arrays = int(state["epoch"]), [state[f"arr_{i}"] for i in range(len(state.files) - 1)]
-        for variable, value in zip(training_state(model), arrays, strict=True):
-            variable.assign(value)
-        with open(run_dir / "history.csv", newline="", encoding="utf-8") as file:
-            rows = [{name: float(value) for name, value in row.items()} for row in csv.DictReader(file)]
-        rows = [row | {"epoch": int(row["epoch"])} for row in rows if row["epoch"] <= epoch]
-        load_best(run_dir)  # complain now, not after the last epoch
-        if rows[-1]["epoch"] != epoch:
-            raise ValueError("history.csv ends before the state")
-        return rows
-    except Exception as error:  # zip, NumPy, CSV and Keras each raise exceptions of their own
-        reason = " ".join(str(error).split())[:150]
-        raise RunError(f"{run_dir} cannot be resumed: a file in it is missing or damaged ({reason})") from None
-
-
-def log_graph(model, folder):
-    """Write the graph of the network for TensorBoard's page Graphs, unless `folder` exists already."""
-    # TensorBoard's callback has write_graph=True for this, but it cannot draw a model inside a model, as ours is.
-    network = model.layers[-1] if isinstance(model.layers[-1], keras.Model) else model
-    if not folder.exists():
-        graph = tf.function(network.call).get_concrete_function(tf.TensorSpec(network.input_shape)).graph
-        with tf.summary.create_file_writer(str(folder)).as_default() as writer:
-            tf.summary.graph(graph)
-            writer.close()
-
-
-# ---------------------------------------------------------------- Compile and train
-
-
-def new_run_dir(out, run_name):
-    """Make and return the folder out/run_name/YYYYMMDD-HHMMSS."""
-    while True:
-        run_dir = Path(out, run_name, datetime.datetime.now().strftime("%Y%m%d-%H%M%S"))
-        try:
-            run_dir.mkdir(parents=True)
-            return run_dir
-        except FileExistsError:  # another run of this name began in the same second
-            time.sleep(1)
+    x_train, y_train, x_val, y_val, x_test, y_test = cifar10
+    if holdout:
+        return x_train, y_train, x_val, y_val
+    return np.concatenate([x_train, x_val]), np.concatenate([y_train, y_val]), x_test, y_test
 
 
 def compile_and_train(
@@ -292,10 +170,10 @@ def compile_and_train(
     seed=0,
     label_smoothing=0.0,
     lr_schedule_fn=None,
-    starting_epoch=0,
     out="runs",
     run_dir=None,
     jit_compile="auto",
+    settings=None,
 ):
     """Train `model` and record the run in a folder of its own. Return (history, run_dir).
 
@@ -303,274 +181,307 @@ def compile_and_train(
     run_name:         the folder is out/run_name/YYYYMMDD-HHMMSS
     x_…, y_…:         images uint8 (N, 32, 32, 3), labels (N,) or (N, 1) of 0…9; the validation images choose best.keras
     scheme:           a key of augment.SCHEMES, or a dict like those; used for the random transformations
-    optimizer:        a Keras optimizer; RMSprop with its defaults if None
+    optimizer:        a new Keras optimizer; RMSprop with its defaults if None
     epochs:           the number of the last epoch, as in Keras's fit
+    batch_size:       images per update
+    seed:             of the order of the images and their transformations (the weights are drawn before, see
+                      keras.utils.set_random_seed)
+    label_smoothing:  share of a label's probability that is spread evenly over all classes
     lr_schedule_fn:   a function from the epoch, counted from 0, to its learning rate; for an optimizer without schedule
-    starting_epoch:   the number of the first epoch if the model has been trained before
-    run_dir:          continue the run in this folder, from its state.npz if there is one; default: a new folder
+    run_dir:          continue the run in this folder, or begin it there; default: a new folder
     jit_compile:      False switches the XLA compiler off; "auto" lets Keras decide (on with a GPU)
+    settings:         a dict of further entries for config.json
 
-    history maps accuracy, loss, val_accuracy, val_loss, learning_rate and seconds to lists with one number per epoch.
-    Raises ValueError for an unknown scheme or unusable images or labels, RunError if training diverges or run_dir is
-    damaged.
+    history maps epoch, accuracy, loss, val_accuracy, val_loss, learning_rate and seconds to lists with one entry per
+    epoch. To resume, build model and optimizer as before and give run_dir. Raises ValueError (of which RunError and
+    data.DataError are kinds) for unusable arguments, and RunError if training diverges, if another process uses
+    run_dir, or if the run in run_dir has other settings or is damaged; then it and the model stay as they are.
     """
+    # What cannot be right is better said now than after an hour. And the run notes what it is (see "Recording a run").
+    x_train, y_train = data.check_data(x_train, y_train, "x_train", "y_train")
+    x_val, y_val = data.check_data(x_val, y_val, "x_val", "y_val")
     augment.scheme_settings(scheme)
-    data.check_images(x_train)
-    data.check_images(x_val)
-    y_train, y_val = data.check_labels(y_train, len(x_train)), data.check_labels(y_val, len(x_val))
-    run_dir = Path(run_dir) if run_dir else new_run_dir(out, run_name)
+    optimizer = optimizer or keras.optimizers.RMSprop()
+    check_model(model, optimizer, x_train[:4])
+    call = {"scheme": scheme, "epochs": epochs, "batch_size": batch_size, "label_smoothing": label_smoothing}
+    call |= {"seed": seed, "no_xla": not jit_compile, **(settings or {})}
+    config = describe_run(call, (x_train, y_train, x_val, y_val), optimizer, lr_schedule_fn)
 
     # Compiling says what is minimised (the loss), how (the optimizer) and what is shown beside it (the metrics).
     # Cross-entropy is −log of the probability that the network gives to the true class, averaged over the batch: 0 if
     # it is sure and right, and confident mistakes cost most. It is computed from one-hot labels. Label smoothing keeps
     # the network from becoming too sure.
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=label_smoothing)
-    model.compile(optimizer or keras.optimizers.RMSprop(), loss, metrics=["accuracy"], jit_compile=jit_compile)
-    model.optimizer.build(model.trainable_variables)  # create the momentum variables, for `restore` to assign to
-    rows = restore(model, run_dir)
-    log_graph(model, run_dir / "logs" / "graph")
+    model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=jit_compile)
 
-    callbacks = [
-        # Saves the whole model whenever the validation loss is lower than ever before. The loss, not the accuracy: it
-        # changes with every image, and it notices confident mistakes. RunRecorder gives the file its final name.
-        keras.callbacks.ModelCheckpoint(
-            str(run_dir / "best.new.keras").replace("{", "{{").replace("}", "}}"),  # Keras formats the path
-            monitor="val_loss",
-            save_best_only=True,
-            initial_value_threshold=min((row["val_loss"] for row in rows), default=None),  # the best so far
-        ),
-        # Logs the curves of loss and accuracy, to be watched in a browser while the network trains.
-        keras.callbacks.TensorBoard(run_dir / "logs", write_graph=False),
-    ]
-    if lr_schedule_fn:
-        # Sets the learning rate at the start of each epoch.
-        callbacks.append(keras.callbacks.LearningRateScheduler(lambda epoch: float(lr_schedule_fn(epoch))))
-    callbacks.append(RunRecorder(run_dir, rows))
+    run_dir = Path(run_dir) if run_dir else new_run_dir(out, run_name)
+    with open_run(model, run_dir, config) as history:  # an interrupted run goes on with its weights and history
+        # A callback is code that Keras runs during training, at the start or end of each batch or epoch.
+        callbacks = [
+            # Saves the whole model whenever the validation loss is lower than ever before. The loss, not the accuracy:
+            # it changes with every image, and it notices confident mistakes. RunRecorder names the file best.keras.
+            keras.callbacks.ModelCheckpoint(
+                str(run_dir / "best.new.keras").replace("{", "{{").replace("}", "}}"),  # Keras formats the path
+                monitor="val_loss",
+                save_best_only=True,
+                initial_value_threshold=min(history["val_loss"], default=None),  # the lowest so far
+            ),
+            # Logs the curves of loss and accuracy, to be watched in a browser while the network trains. (Its learning
+            # rate is that of the epoch's end; the one in history.csv is that of its beginning.)
+            keras.callbacks.TensorBoard(run_dir / "logs", write_graph=False),
+        ]
+        if lr_schedule_fn:
+            # Sets the learning rate at the start of each epoch.
+            callbacks.append(keras.callbacks.LearningRateScheduler(lambda epoch: float(lr_schedule_fn(epoch))))
+        # A callback of our own, for all that makes a run resumable. It comes last, after the others.
+        callbacks.append(RunRecorder(run_dir, history, config))
 
-    first_epoch = rows[-1]["epoch"] if rows else starting_epoch
-    # For each batch `fit` computes the predictions, the loss and its gradients, and lets the optimizer change the
-    # weights; after each epoch it evaluates the validation images.
-    if first_epoch < epochs:
-        model.fit(
-            augment.training_batches(x_train, y_train, scheme, batch_size, seed, first_epoch),
-            initial_epoch=first_epoch,
-            epochs=epochs,
-            steps_per_epoch=math.ceil(len(x_train) / batch_size),  # the training batches never end
-            validation_data=(x_val, data.get_onehot(y_val)),
-            validation_batch_size=BATCH_SIZE_FOR_EVALUATION,
-            callbacks=callbacks,
-            shuffle=False,  # training_batches shuffles
-            verbose=1 if sys.stdout.isatty() else 2,  # a progress bar, or one line per epoch
-        )
-    model.save(run_dir / "model.new.keras")
-    replace(run_dir / "model.new.keras", run_dir / "model.keras")
-    # The History object that `fit` returns knows only the epochs since the last start.
-    history = {name: [row[name] for row in rows] for name in (rows[0] if rows else {}) if name != "epoch"}
+        # For each batch `fit` computes the predictions, the loss and its gradients, and lets the optimizer change the
+        # weights; after each epoch it evaluates the validation images.
+        epochs_done = len(history["epoch"])
+        if epochs_done < epochs:
+            model.fit(
+                augment.training_batches(x_train, y_train, scheme, batch_size, seed, first_epoch=epochs_done),
+                initial_epoch=epochs_done,
+                epochs=epochs,
+                steps_per_epoch=math.ceil(len(x_train) / batch_size),  # the training batches never end
+                validation_data=(x_val, data.get_onehot(y_val)),
+                validation_batch_size=BATCH_SIZE_FOR_EVALUATION,
+                callbacks=callbacks,
+                shuffle=False,  # training_batches shuffles
+                verbose=1 if sys.stdout.isatty() else 2,  # a progress bar, or one line per epoch
+            )
+        model.save(run_dir / "model.new.keras")
+        keep_model(run_dir / "model.new.keras", run_dir / "model.keras")
+        write_json(run_dir / "config.json", config)
     return history, run_dir
 
 
 # ---------------------------------------------------------------- Evaluate
 
 
-def plot_histories(histories, path):
+def plot_histories(histories, path, split="validation"):
     """Write a figure of accuracy, loss and learning rate over the epochs to `path`.
 
-    histories: {name: history}, a history as returned by compile_and_train; each name gets a colour. How to read it: a
-    gap between training (dashed) and validation (solid) is overfitting; if the accuracy is still rising at the end,
-    more epochs or a larger learning rate may help. In the tutorial the SVGG's training accuracy saturates near epoch
-    100, but its validation loss is lowest near epoch 50.
+    histories: {name: history}, a history as returned by compile_and_train; each name gets a colour. split: what the
+    validation data were. How to read it: a gap between training (dashed) and validation (solid) is overfitting; if the
+    accuracy is still rising at the end, more epochs or a larger learning rate may help. In the tutorial the SVGG's
+    training accuracy saturates near epoch 100, but its validation loss is lowest near epoch 50.
     """
-    figure = Figure(figsize=(16, 4.5))
+    figure = Figure(figsize=(16, 4.5), layout="constrained")
     for axis, metric in zip(figure.subplots(1, 3), ("accuracy", "loss", "learning_rate"), strict=True):
         for i, (name, history) in enumerate(histories.items()):
-            for split, column, line in (("validation", f"val_{metric}", "-"), ("training", metric, "--")):
-                if column in history:
-                    values = history[column]
-                    marker = "o" if len(values) == 1 else None  # a line through one point cannot be seen
-                    label, epochs = f"{name}, {split}", range(1, len(values) + 1)
-                    axis.plot(epochs, values, line, color=f"C{i}", marker=marker, label=label)
+            marker = "o" if len(history["epoch"]) == 1 else None  # a line through one point cannot be seen
+            style = {"color": f"C{i}", "marker": marker}
+            if metric == "learning_rate":
+                axis.plot(history["epoch"], history[metric], label=name, **style)
+            else:
+                axis.plot(history["epoch"], history[f"val_{metric}"], label=f"{name}, {split}", **style)
+                axis.plot(history["epoch"], history[metric], "--", label=f"{name}, training", **style)
         axis.set(xlabel="epoch", ylabel=metric.replace("_", " "))
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
     figure.axes[0].legend()
-    figure.tight_layout()
     figure.savefig(path)
 
 
-def evaluate_performance(model, history, run_dir, x_test, y_test):
-    """Draw the curves of a run, and return its accuracy on x_test as a pair of fractions.
+@contextlib.contextmanager
+def best_weights(model, run_dir):
+    """Within a `with` block `model` has the weights of best.keras in run_dir; then it gets its own back.
 
-    The first is of `model`, which has the end-of-training weights, the second of best.keras in run_dir, saved in the
-    epoch with the lowest validation loss. Writes curves.png into run_dir. Raises RunError if best.keras is missing or
-    damaged, data.DataError for unusable images or labels.
+    best.keras is a whole model: keras.models.load_model loads it anywhere. Here its weights are enough, which works for
+    layers of your own too, and keeps what the model was compiled with. Raises RunError if the file is missing or
+    damaged.
     """
-    data.check_images(x_test)
-    labels = data.check_labels(y_test, len(x_test))
-    plot_histories({Path(run_dir).parent.name: history}, Path(run_dir, "curves.png"))
-    labels, size = data.get_onehot(labels), BATCH_SIZE_FOR_EVALUATION
-    # `evaluate` returns the loss and the metrics. Nothing has to be prepared: the model takes raw pixels.
-    results = [m.evaluate(x_test, labels, size, verbose=0, return_dict=True) for m in (model, load_best(run_dir))]
-    return results[0]["accuracy"], results[1]["accuracy"]
-
-
-def load_best(run_dir):
-    """Return the model in best.keras, saved in the epoch with the lowest validation loss. RunError if there is none."""
+    weights = model.get_weights()
     try:
-        model = keras.models.load_model(Path(run_dir, "best.keras"), compile=False)
-        model.compile(loss="categorical_crossentropy", metrics=["accuracy"])  # for `evaluate`
-        return model
-    except Exception as error:  # a zip, JSON and HDF5 file in one can be damaged in many ways
-        reason = " ".join(str(error).split())[:150]
-        raise RunError(f"{Path(run_dir, 'best.keras')} is missing or damaged ({reason})") from None
+        try:
+            model.load_weights(Path(run_dir, "best.keras"))
+        except Exception as error:  # a zip, JSON and HDF5 file in one can be damaged in many ways
+            raise RunError(
+                f"{Path(run_dir, 'best.keras')} is missing or damaged ({data.one_line(error)[:150]})"
+            ) from None
+        yield
+    finally:
+        model.set_weights(weights)
 
 
-def predict_classes(model, images):
-    """Return the most probable class of each image, int (N,), in the order of `images`, uint8 (N, 32, 32, 3)."""
-    # `predict` returns ten probabilities per image.
-    return model.predict(images, BATCH_SIZE_FOR_EVALUATION, verbose=0).argmax(axis=1)
+def evaluate_performance(model, history, run_dir, x_test, y_test):
+    """Evaluate a run. Return its accuracy on x_test as a pair of fractions: end-of-training weights, best weights.
 
-
-def view_predictions(images, labels, predicted, path, which="all", count=20, seed=0):
-    """Write a figure of up to `count` random images with their predicted and true classes to `path`.
-
-    images: uint8 (N, 32, 32, 3); labels, predicted: int (N,), in the same order. which: "all", "correct" or
-    "incorrect". A title says "predicted (true)", in green where they agree and in red where they do not. Accuracy says
-    how many; pictures say which: cats and dogs, ships and airplanes, and some that a person would get wrong too.
-    Raises ValueError for another `which`, data.DataError for unusable images or labels.
+    The first is of `model` as it is, the second of best.keras, saved in the epoch with the lowest validation loss (None
+    if that file is missing or damaged). Draws the curves, curves.png, and writes both numbers to metrics.json in
+    run_dir, with the one that is the result: that of the end-of-training weights if x_test has been the validation
+    data, so that it chose the best weights; otherwise that of the best weights. Raises data.DataError for unusable
+    images or labels.
     """
-    data.check_images(images)
-    labels, predicted = (data.check_labels(classes, len(images)) for classes in (labels, predicted))
-    right = predicted == labels
-    groups = {"all": right | ~right, "correct": right, "incorrect": ~right}
+    x_test, y_test = data.check_data(x_test, y_test, "x_test", "y_test")
+    onehot, size = data.get_onehot(y_test), BATCH_SIZE_FOR_EVALUATION
+    # `evaluate` returns the loss and the metrics. Nothing has to be prepared: the model takes raw pixels.
+    end = model.evaluate(x_test, onehot, size, verbose=0, return_dict=True)["accuracy"]
+    try:
+        with best_weights(model, run_dir):
+            best = model.evaluate(x_test, onehot, size, verbose=0, return_dict=True)["accuracy"]
+    except RunError as error:
+        print(f"The best weights have no score: {error}")
+        best = None
+    record_scores(model, history, Path(run_dir), end, best, data.fingerprint((x_test, y_test)))
+    return end, best
+
+
+# ---------------------------------------------------------------- Look
+#
+# Accuracy says how many; pictures say which, and why.
+
+
+def view_predictions(images, labels, probabilities, path, which="all", count=20, seed=0):
+    """Write a figure of up to `count` images with their predicted and true classes to `path`.
+
+    images: uint8 (N, 32, 32, 3); labels: int (N,); probabilities: (N, 10) from `model.predict`, in the same order.
+    which: "all" or "correct", drawn at random; or "incorrect", the most confident mistakes: cats and dogs, ships and
+    airplanes, and some that a person would get wrong too. A title says "predicted, how sure (true)", in green if that
+    is right and in red if not. Raises ValueError for another `which`, data.DataError for unusable images or labels.
+    """
+    images, labels = data.check_data(images, labels)
+    predicted, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
+    right, order = predicted == labels, np.random.default_rng(seed).permutation(len(images))
+    by_confidence = np.argsort(-sure, kind="stable")
+    groups = {"all": order, "correct": order[right[order]], "incorrect": by_confidence[~right[by_confidence]]}
     if which not in groups:
         raise ValueError(f"which must be 'all', 'correct' or 'incorrect', not {which!r}")
-    chosen = np.random.default_rng(seed).permutation(np.flatnonzero(groups[which]))[:count]
+    chosen = groups[which][:count]
     rows = max(1, math.ceil(len(chosen) / 5))
-    figure = Figure(figsize=(11, 2.2 * rows))
+    figure = Figure(figsize=(11, 2.3 * rows), layout="constrained")
     axes = figure.subplots(rows, 5, squeeze=False).ravel()
     for axis in axes:
         axis.axis("off")
     for axis, i in zip(axes, chosen, strict=False):
         axis.imshow(images[i])
-        title = f"{data.CLASS_NAMES[predicted[i]]} ({data.CLASS_NAMES[labels[i]]})"
+        title = f"{data.CLASS_NAMES[predicted[i]]} {sure[i]:.0%} ({data.CLASS_NAMES[labels[i]]})"
         axis.set_title(title, fontsize=9, color="green" if right[i] else "red")
     if len(chosen) == 0:
         axes[0].text(0, 0.5, f"no {which} predictions")
-    figure.tight_layout()
     figure.savefig(path)
 
 
-def confusion_matrix(labels, predicted):
-    """Return int (10, 10): in row t and column p, how many images of class t were taken for class p."""
-    labels, predicted = data.check_labels(labels, len(labels)), data.check_labels(predicted, len(labels))
-    return tf.math.confusion_matrix(labels, predicted, len(data.CLASS_NAMES)).numpy()
+def plot_confusion(labels, predicted, path):
+    """Write a figure to `path`: in row t and column p, how many images of class t were taken for class p.
 
-
-def plot_confusion(matrix, path):
-    """Write a figure of a confusion matrix, with the accuracy of each class in its row's label, to `path`."""
-    totals = np.maximum(matrix.sum(axis=1), 1)
-    figure = Figure(figsize=(8, 7))
-    axis = figure.subplots()
-    axis.imshow(matrix / totals[:, None], cmap="Blues", vmin=0, vmax=1)
-    for (row, column), number in np.ndenumerate(matrix):
-        dark = number > totals[row] / 2
-        axis.text(column, row, number, ha="center", va="center", fontsize=8, color="white" if dark else "black")
+    labels, predicted: int (N,), 0…9. The label of a row has the class's own accuracy.
+    """
     names = data.CLASS_NAMES
-    accuracies = [f"{name}  {share:.1%}" for name, share in zip(names, np.diag(matrix) / totals, strict=True)]
+    matrix = tf.math.confusion_matrix(labels, predicted, len(names)).numpy()
+    shares = matrix / np.maximum(matrix.sum(axis=1, keepdims=True), 1)
+    figure = Figure(figsize=(8, 7), layout="constrained")
+    axis = figure.subplots()
+    axis.imshow(shares, cmap="Blues", vmin=0, vmax=1)
+    for (row, column), number in np.ndenumerate(matrix):
+        color = "white" if shares[row, column] > 0.5 else "black"
+        axis.text(column, row, number, ha="center", va="center", fontsize=8, color=color)
     axis.set_xticks(range(len(names)), names, rotation=45, ha="right")
-    axis.set_yticks(range(len(names)), accuracies)
-    axis.set(xlabel="predicted", ylabel="true class, and how much of it was recognised")
-    figure.tight_layout()
+    axis.set_yticks(range(len(names)), [f"{name}  {shares[i, i]:.1%}" for i, name in enumerate(names)])
+    axis.set(xlabel="predicted class", ylabel="true class (accuracy)")
     figure.savefig(path)
 
 
-# ---------------------------------------------------------------- The command line
-#
-# `options` has only the flags that were given. `config` has all settings of a run: those of the recipe and the other
-# defaults, replaced by the options. It is saved as config.json.
+def layer_outputs(model, x):
+    """Return the output of each layer of a Keras model for the batch x, in order; models inside it are opened."""
+    if not isinstance(model, keras.Sequential):
+        # The functional API gives every tensor of a network. So a second model, with the same layers and weights but
+        # all of their outputs, shows what the first one computes on the way.
+        return keras.Model(model.inputs, [layer.output for layer in model.layers])(x, training=False)
+    outputs = []
+    for layer in model.layers:
+        outputs += layer_outputs(layer, x) if isinstance(layer, keras.Model) else [layer(x, training=False)]
+        x = outputs[-1]
+    return outputs
 
 
-def parse_arguments(arguments):
-    """Return the flags that were given, a dict: flag -> value."""
-    parser = argparse.ArgumentParser(description="Step 5: train, evaluate and picture a network on CIFAR-10.")
-    run = parser.add_argument_group("what to run")
-    run.add_argument("network", nargs="?", choices=["svgg", "wrn"], help="simplified VGG or Wide ResNet")
-    run.add_argument("--recipe", choices=list(RECIPES), help="the settings of the training (default: tutorial)")
-    run.add_argument("--resume", metavar="RUN", help="continue the run in this folder; with --epochs, lengthen it")
-    run.add_argument("--data", metavar="SOURCE", help="folder, archive, .npz, or sample (default: download CIFAR-10)")
+def view_feature_maps(model, image, path, count=8):
+    """Write a figure of what the layers of a network see in one image, uint8 (32, 32, 3), to `path`.
 
-    size = parser.add_argument_group("the network: WRN-n-K")
-    size.add_argument("--num-convs", type=int, metavar="n", help="number of convolutions, 6N + 4 (default: 40)")
-    size.add_argument("--k-factor", type=int, metavar="K", help="widening factor (default: 2)")
-    size.add_argument("--full-resolution", action="store_true", help="the first group keeps 32×32 pixels (default: no)")
-
-    lines = parser.add_argument_group(
-        "the recipe", "Defaults in brackets: tutorial svgg | tutorial wrn | modern svgg | modern wrn."
-    )
-    for name, (meaning, allowed) in SETTINGS.items():
-        text = f"{meaning} [{' | '.join(map(str, TABLE[name]))}]"
-        flag = f"--{name.replace('_', '-')}"
-        if isinstance(allowed, list):
-            known = {str(choice): choice for choice in allowed}  # "1" -> 1
-            lines.add_argument(flag, type=lambda word, known=known: known.get(word, word), choices=allowed, help=text)
-        else:
-            lines.add_argument(flag, type=type(TABLE[name][0]), metavar="X", help=text)
-
-    how = parser.add_argument_group("the run")
-    how.add_argument("--holdout", action="store_true", help="train on 45,000, choose the best weights on 5,000 images")
-    how.add_argument("--no-test", action="store_true", help="leave the test set untouched, to tune; needs --holdout")
-    how.add_argument("--seed", type=int, metavar="X", help="of weights, order, transformations (default: 0)")
-    how.add_argument("--mixed-precision", action="store_true", help="compute in float16, faster on a GPU (default: no)")
-    how.add_argument("--no-xla", action="store_true", help="do not compile with XLA, see README.md (default: do)")
-    how.add_argument("--out", metavar="DIR", help="folder for the runs (default: runs)")
-
-    given = vars(parser.parse_args(arguments)).items()
-    options = {name: value for name, value in given if value is not None and value is not False}
-    ranges = {name: allowed for name, (_, allowed) in SETTINGS.items() if isinstance(allowed, tuple)}
-    for name, (least, limit) in {**ranges, "seed": (0, 2**31)}.items():
-        if name in options and not least <= options[name] < limit:
-            parser.error(f"--{name.replace('_', '-')} must be at least {least} and below {limit}, not {options[name]}")
-    if "resume" in options and (other := sorted(set(options) - {"resume", "epochs", "data"})):
-        parser.error(f"--resume takes the settings of the run; {', '.join(other)} cannot be given with it")
-    if "resume" not in options and "network" not in options:
-        parser.error("say which network, svgg or wrn, or --resume RUN")
-    if "no_test" in options and "holdout" not in options:
-        parser.error("--no-test needs --holdout: without it the test set is the validation data")
-    if options.get("network") == "svgg" and (other := {"num_convs", "k_factor", "full_resolution"} & set(options)):
-        parser.error(f"{', '.join(sorted(other))} can be set for the wrn only")
-    return options
-
-
-def make_config(options):
-    """Return the config of a new run: the recipe's settings and the other defaults, replaced by what `options` has."""
-    network, recipe = options["network"], options.get("recipe", "tutorial")
-    wrn_size = {"num_convs": 40, "k_factor": 2} if network == "wrn" else {"num_convs": None, "k_factor": None}
-    config = {"network": network, **wrn_size, "full_resolution": False, "recipe": recipe, **RECIPES[recipe][network]}
-    config |= {"seed": 0, "holdout": False, "no_test": False, "mixed_precision": False, "no_xla": False}
-    return {name: options.get(name, default) for name, default in config.items()}
-
-
-def build_network(config):
-    """Return the untrained network of a run, its weights drawn from the seed. RunError if there is no such network."""
-    # Under mixed_float16 layers compute in float16, and keep their weights in float32.
-    keras.config.set_dtype_policy("mixed_float16" if config["mixed_precision"] else "float32")
-    keras.utils.set_random_seed(config["seed"])
+    One row for each size of feature map, that is, for the end of each block or group: the `count` maps with the largest
+    values. Near the image they show edges and outlines, then parts, and at last blobs that say where something is. To
+    understand a mistake, look at what the network saw. Says so, and draws nothing, if the layers cannot be reached: in
+    a model that is neither sequential nor functional.
+    """
     try:
-        if config["network"] == "svgg":
-            return svgg.build_svgg(config["drop_rate"])
-        return wrn.build_wrn(config["num_convs"], config["k_factor"], config["drop_rate"], config["full_resolution"])
-    except ValueError as error:
-        raise RunError(str(error)) from None
+        outputs = layer_outputs(model, tf.cast(image[None], tf.float32))
+    except (AttributeError, ValueError):
+        print("No feature maps drawn: the layers of this model cannot be reached (it is not sequential or functional)")
+        return
+    # The last output of each height: (1, H, W, channels) with H above 1.
+    maps = {x.shape[1]: tf.cast(x[0], tf.float32).numpy() for x in outputs if len(x.shape) == 4}
+    maps.pop(1, None)
+    figure = Figure(figsize=(1.2 * (count + 1), 1.4 * max(len(maps), 1)), layout="constrained")
+    axes = figure.subplots(max(len(maps), 1), count + 1, squeeze=False)
+    for axis in axes.ravel():
+        axis.axis("off")
+    axes[0, 0].imshow(image)
+    probabilities = tf.cast(outputs[-1][0], tf.float32).numpy()
+    best = [f"{data.CLASS_NAMES[i]} {probabilities[i]:.0%}" for i in probabilities.argsort()[:-4:-1]]
+    axes[0, 0].set_title("\n".join(best), fontsize=9)
+    for row, (height, values) in zip(axes[:, 1:], maps.items(), strict=False):
+        strongest = values.max(axis=(0, 1)).argsort()[::-1][:count]
+        title = f"{height}×{height}, {len(strongest)} of {values.shape[2]} maps"
+        row[0].set_title(title, fontsize=9, loc="left")
+        for axis, channel in zip(row, strongest, strict=False):
+            axis.imshow(values[:, :, channel], cmap="gray")
+    figure.savefig(path)
 
 
-def describe_machine():
-    """Return what a run records about where it was made: the versions of its packages and the device."""
-    versions = {"python": platform.python_version(), "keras": keras.__version__, "tensorflow": tf.__version__}
-    versions |= {"numpy": np.__version__, "matplotlib": matplotlib.__version__, "backend": keras.config.backend()}
-    # The cores that this process may use, not all of the machine: with another number, sums are rounded differently.
-    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
-    devices = ", ".join(map(str, keras.distribution.list_devices()))
-    return {"versions": versions, "device": f"{devices} ({platform.machine()}, {cores} cores)"}
+def look(model, x, y, run_dir):
+    """Draw a run's pictures: predictions, confusion matrix, and the feature maps of its most confident mistake."""
+    # `predict` returns ten probabilities per image, in the order of the images.
+    probabilities = model.predict(x, BATCH_SIZE_FOR_EVALUATION, verbose=0)
+    predicted = probabilities.argmax(axis=1)
+    for which in ("all", "correct", "incorrect"):
+        view_predictions(x, y, probabilities, run_dir / f"predictions_{which}.png", which)
+    plot_confusion(y, predicted, run_dir / "confusion.png")
+    worst = np.argmax(probabilities.max(axis=1) * (predicted != y))  # the first image if there is no mistake
+    view_feature_maps(model, x[worst], run_dir / "feature_maps.png")
+
+
+# ---------------------------------------------------------------- Recording a run
+#
+# You can train without reading this part. It keeps four promises: a run that is killed loses only the epoch under way;
+# a resumed run ends with the weights of an undisturbed one; what is finished is never lost by resuming; and what cannot
+# be right is said before the first epoch.
+#
+# Keras's own BackupAndRestore keeps weights, optimizer and epoch too, but not the random state of the dropout layers,
+# so a resumed run would go another way.
+
+
+class RunError(data.UserError):
+    """A run cannot start or continue."""
+
+
+def replace(new, path):
+    """Rename the file `new` to `path` when all of it is on the disk. A crash leaves the old file or the new one."""
+    with open(new, "r+b") as file:  # Windows synchronises only what is open for writing
+        os.fsync(file.fileno())
+    os.replace(new, path)
+
+
+def keep_model(new, path):
+    """Rename the saved model `new` to `path`, after making it load in Keras 3.13 and newer, in float32."""
+    # Keras 3.15 writes entries that older versions refuse, though they hold the default. (Once nobody uses Keras 3.14
+    # any more, this can go.) And a model trained in mixed precision would compute in it on any machine, however slowly.
+    defaults = {"renorm": False, "renorm_clipping": None, "renorm_momentum": 0.99}
+    defaults |= {"input_axes": None, "output_axes": None, "quantization_config": None}
+
+    def simplify(entries):  # called for each {…} in the JSON text
+        if entries.get("class_name") == "DTypePolicy":
+            entries["config"] = {"name": "float32"}
+        return {name: value for name, value in entries.items() if name not in defaults or defaults[name] != value}
+
+    with zipfile.ZipFile(new) as archive:  # a .keras file is a zip archive; its config.json describes the layers
+        contents = {name: archive.read(name) for name in archive.namelist()}
+    contents["config.json"] = json.dumps(json.loads(contents["config.json"], object_hook=simplify))
+    with zipfile.ZipFile(new, "w") as archive:
+        for name, content in contents.items():
+            archive.writestr(name, content)
+    replace(new, path)
 
 
 def write_json(path, content):
@@ -580,167 +491,534 @@ def write_json(path, content):
     replace(new, path)
 
 
-def open_run(options):
-    """Return (config, run_dir) of the run that --resume names, lengthened if --epochs says so."""
-    run_dir = Path(options["resume"])
+def variables(model):
+    """Return all variables of a compiled model and its optimizer: everything that training changes, in a fixed order.
+
+    They are the weights, the running averages of batch normalisation, the random state of the dropout layers (which
+    `.weights` leaves out), and the optimizer's momentum and update count.
+    """
+    return [*model.variables, *model.optimizer.variables]
+
+
+def save_state(arrays, history, run_dir):
+    """Write the values of `variables` and the history, all that is needed to go on, to the future state.npz."""
+    np.savez(run_dir / "state.new.npz", *arrays, history=json.dumps(history))  # named arr_0, arr_1, …, history
+
+
+def restore(model, run_dir):
+    """Give `variables(model)` the values in state.npz; return the history. RunError, before any change, if unfit."""
     try:
-        config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
-        config |= make_config(config)  # settings that older runs lack get their defaults
-        epochs, source, here = config["epochs"], config["data"]["source"], describe_machine()
-        changed = [f"{config[name]} then, {here[name]} now" for name in here if config[name] != here[name]]
-    except (OSError, ValueError, KeyError, TypeError) as error:
-        reason = f"{type(error).__name__}: {error}"[:120]
-        raise RunError(f"{run_dir} is not the folder of a run, or its config.json is damaged ({reason})") from None
-    config["data"]["source"], config["epochs"] = options.get("data", source), options.get("epochs", epochs)
-    if config["epochs"] < epochs:
-        raise RunError(f"{run_dir} has {epochs} epochs; --epochs can lengthen it, not shorten it")
-    if config["epochs"] > epochs and config["schedule"] == "cosine":
-        raise RunError(f"{run_dir} cannot be longer: its learning rate is zero after {epochs} epochs; start a new run")
-    if config["epochs"] == epochs and (run_dir / "metrics.json").exists():
-        raise RunError(f"{run_dir} is finished: all {epochs} epochs are done, the result is in metrics.json")
-    if changed:
-        print(f"Another machine or another version, so the last digits will differ: {'; '.join(changed)}")
-    if not (run_dir / "state.npz").exists():
-        print("No epoch of this run is complete: it begins again")
-    return config, run_dir
+        with np.load(run_dir / "state.npz", allow_pickle=False) as state:  # only arrays, nothing that runs
+            history = json.loads(str(state["history"]))
+            arrays = [state[f"arr_{i}"] for i in range(len(state.files) - 1)]
+    except Exception as error:  # NumPy, zip and JSON each raise exceptions of their own
+        reason = data.one_line(error)[:150]
+        raise RunError(f"{run_dir / 'state.npz'} is damaged: the run cannot be continued ({reason})") from None
+    targets = variables(model)
+    if [array.shape for array in arrays] != [tuple(variable.shape) for variable in targets]:
+        raise RunError(f"the run in {run_dir} is of another network or optimizer: the shapes of their variables differ")
+    for variable, array in zip(targets, arrays, strict=True):
+        variable.assign(array)
+    return history
 
 
-def load_data(config):
-    """Return the Cifar10 tuple of a run and note in config["data"] what it is; RunError if it is not the run's."""
-    print("Loading the data", flush=True)
-    source, recorded = config["data"]["source"], config["data"].get("fingerprint")
-    cifar10 = data.load_cifar10(source)
-    found = data.fingerprint(cifar10)
-    if recorded not in (None, found):
-        raise RunError("this run was trained on other data (their fingerprints differ); name those with --data")
-    if source not in (None, "sample"):
-        source = os.path.realpath(os.path.expanduser(source))  # to be found again from another folder
-    kind = data.FINGERPRINTS.get(found)  # None for images of one's own
-    config["data"] = {
-        "source": source,
-        "fingerprint": found,
-        "official": kind == "official",
-        "sample": kind == "sample",
-    }
-    return cifar10
+class RunRecorder(keras.callbacks.Callback):
+    """Records each epoch in the run's folder; the last callback in the list.
+
+    state.npz is replaced last. If the run is killed before that, the epoch counts as not done, and a resumed run
+    repeats it: from the same state it comes out the same and writes the same files, so nothing ever needs repair. (On a
+    GPU, or with another number of CPU cores, the last digits differ. Then best.keras may be from the interrupted
+    attempt until there is a better one; its score is measured from the file.)
+    """
+
+    def __init__(self, run_dir, history, config):
+        """history: a dict of lists, which gets an entry per epoch; config: the content of config.json."""
+        super().__init__()
+        self.run_dir, self.history, self.config = run_dir, history, config
+        self.first_epoch = len(history["epoch"])
+
+    def on_epoch_begin(self, epoch, logs=None):
+        """Note the time and the learning rate of the epoch's first update; estimate the end after the first epoch."""
+        self.started = time.perf_counter()
+        self.rate = float(keras.ops.convert_to_numpy(self.model.optimizer.learning_rate))
+        if epoch == self.first_epoch + 1:
+            seconds = self.history["seconds"][-1] * (self.params["epochs"] - epoch)
+            left = datetime.timedelta(seconds=round(seconds))
+            print(f"Expected to end at {datetime.datetime.now() + left:%Y-%m-%d %H:%M}, in {left}", flush=True)
+
+    def on_epoch_end(self, epoch, logs=None):
+        """Write the files. Raises RunError, before anything is replaced, if the loss or a weight is not a number."""
+        row = {"epoch": epoch + 1} | {name: logs[name] for name in ("accuracy", "loss", "val_accuracy", "val_loss")}
+        row |= {"learning_rate": self.rate, "seconds": time.perf_counter() - self.started}
+        arrays = [keras.ops.convert_to_numpy(variable) for variable in variables(self.model)]
+        # The loss alone does not tell: fast ReLU kernels turn NaN into 0, so it can be finite when the weights are not.
+        if not all(np.isfinite(values).all() for values in (list(row.values()), *arrays)):
+            (self.run_dir / "best.new.keras").unlink(missing_ok=True)
+            raise RunError(
+                f"the loss or the weights are no longer numbers after epoch {epoch + 1}. Likely causes: a learning rate"
+                f" that is too high, or damaged data. The state after epoch {epoch} and the best model are untouched;"
+                " start a new run with a lower learning rate"
+            )
+        for name, value in row.items():
+            self.history[name].append(value)
+        save_state(arrays, self.history, self.run_dir)  # the largest file first: if the disk is full, nothing changes
+        if (self.run_dir / "best.new.keras").exists():  # ModelCheckpoint has just written it
+            keep_model(self.run_dir / "best.new.keras", self.run_dir / "best.keras")
+        with open(self.run_dir / "history.new.csv", "w", newline="", encoding="utf-8") as file:  # for people to read
+            writer = csv.writer(file, lineterminator="\n")
+            writer.writerows([self.history, *zip(*self.history.values(), strict=True)])
+        replace(self.run_dir / "history.new.csv", self.run_dir / "history.csv")
+        if epoch == self.first_epoch:  # of a run that is lengthened: only now is it no longer the finished one
+            write_json(self.run_dir / "config.json", self.config)
+            (self.run_dir / "metrics.json").unlink(missing_ok=True)
+        replace(self.run_dir / "state.new.npz", self.run_dir / "state.npz")
 
 
-def print_config(config, network, run_dir):
-    """Say what is about to be done, so that you notice a mistake before training for hours."""
-    for name, value in config.items():
-        if not isinstance(value, dict) and value is not None:
-            print(f"  {name:<15} {value}")
-    kind = "official" if config["data"]["official"] else "the sample" if config["data"]["sample"] else "your own images"
-    steps = math.ceil(config["data"]["train_count"] / config["batch_size"])
-    rate = learning_rate(config, steps)
-    rates = [float(rate(update)) if callable(rate) else rate for update in (0, steps, config["epochs"] * steps - 1)]
-    print(f"Data: {kind}, {config['data']['train_count']} images for training")
-    print(f"{network.name}: {network.count_params():,} parameters; {steps} steps per epoch")
-    print("Learning rate: {:.4g} at the first update, {:.4g} after one epoch, {:.4g} at the last".format(*rates))
-    print(f"Run folder: {run_dir}")
-    print(f"To watch it: {shlex.join(['tensorboard', '--logdir', str(run_dir / 'logs')])}", flush=True)
+def new_run_dir(out, run_name):
+    """Make and return the folder out/run_name/YYYYMMDD-HHMMSS, or …-2, …-3 if there is one already."""
+    now, folder = f"{datetime.datetime.now():%Y%m%d-%H%M%S}", Path(os.path.expanduser(out), run_name)
+    folder.mkdir(parents=True, exist_ok=True)
+    for name in (now, *(f"{now}-{i}" for i in range(2, 1000))):
+        with contextlib.suppress(FileExistsError):
+            (folder / name).mkdir()
+            return folder / name
+    raise RunError(f"{folder / now} exists, and a thousand more")
 
 
-def evaluate_run(model, history, run_dir, config, x, y):
-    """Evaluate and picture a finished run, write metrics.json, and print the two accuracies."""
-    end, best = evaluate_performance(model, history, run_dir, x, y)
-    # The result is the score of weights that were not chosen on the scored images: the best weights if they were chosen
-    # on other images, else the end-of-training weights.
-    result = "best_weights" if config["holdout"] and not config["no_test"] else "end_of_training"
-    predicted = predict_classes(load_best(run_dir) if result == "best_weights" else model, x)
-    for which in ("all", "correct", "incorrect"):
-        view_predictions(x, y, predicted, run_dir / f"predictions_{which}.png", which)
-    plot_confusion(confusion_matrix(y, predicted), run_dir / "confusion.png")
+LOCKED = set()  # the folders that this process has locked
 
-    split, seconds = "validation" if config["no_test"] else "test", float(np.median(history["seconds"]))
-    best_epoch = int(np.argmin(history["val_loss"])) + 1
+
+@contextlib.contextmanager
+def lock(run_dir):
+    """Keep other processes out of a run's folder within a `with` block. Raises RunError if another one is in there.
+
+    Two processes on one run, such as a job that was queued again while the old one lives, would mix their epochs. The
+    system drops the lock when its process ends, however that happens.
+    """
+    folder = run_dir.resolve()
+    if fcntl is None or folder in LOCKED:
+        yield
+        return
+    with open(run_dir / ".lock", "w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise RunError(f"another process is working on {run_dir}; wait for it, or stop it") from None
+        except OSError:  # a file system without locks
+            pass
+        LOCKED.add(folder)
+        try:
+            yield
+        finally:
+            LOCKED.remove(folder)
+
+
+@contextlib.contextmanager
+def open_run(model, run_dir, config):
+    """Begin the run in run_dir, or bring a compiled `model` to where it was; the `with` block gets its history.
+
+    config: the settings of this call; RunError if the recorded ones differ. Until the first new epoch is complete
+    nothing changes in a folder that has one.
+    """
+    run_dir.mkdir(parents=True, exist_ok=True)
+    with lock(run_dir):
+        model.optimizer.build(model.trainable_variables)  # create the momentum variables
+        if (run_dir / "state.npz").exists():
+            recorded = read_config(run_dir)
+            if "optimizer_config" not in recorded:
+                raise RunError(f"{run_dir} was recorded by an older version of this code: it cannot be continued")
+            if changed := differences(recorded, config):
+                raise RunError(f"the run in {run_dir} has other settings ({'; '.join(changed)[:400]}); start a new run")
+            for name in MACHINE:
+                if recorded.get(name, config[name]) != config[name]:
+                    print(f"The last digits may differ: {name} was {recorded[name]}, now {config[name]}")
+            history = restore(model, run_dir)
+            done = len(history["epoch"])
+            if config["epochs"] < done:
+                raise RunError(f"{done} epochs of {run_dir} are done; a run can be lengthened, not shortened")
+            if done and not (run_dir / "best.keras").exists():
+                lost = history["epoch"][int(np.argmin(history["val_loss"]))]
+                print(f"{run_dir / 'best.keras'} is missing: the best weights so far, those of epoch {lost}, are lost")
+        else:
+            if left := [name for name in ("metrics.json", "history.csv", "best.keras") if (run_dir / name).exists()]:
+                raise RunError(
+                    f"{run_dir} has {', '.join(left)} but not state.npz, without which it cannot be continued; put that"
+                    " file back, or start a new run"
+                )
+            columns = ("epoch", "accuracy", "loss", "val_accuracy", "val_loss", "learning_rate", "seconds")
+            history = {name: [] for name in columns}
+            write_json(run_dir / "config.json", config)
+            # The network's graph for TensorBoard. Its callback has write_graph=True for this, but cannot draw a model
+            # inside a model, as ours is.
+            compute = tf.function(lambda images: model(images, training=False))
+            graph = compute.get_concrete_function(tf.TensorSpec((None, *data.IMAGE_SHAPE))).graph
+            with tf.summary.create_file_writer(str(run_dir / "logs" / "graph")).as_default():
+                tf.summary.graph(graph)
+            save_state([keras.ops.convert_to_numpy(variable) for variable in variables(model)], history, run_dir)
+            replace(run_dir / "state.new.npz", run_dir / "state.npz")
+        (run_dir / "best.new.keras").unlink(missing_ok=True)  # of an epoch that did not end
+        yield history
+
+
+def check_model(model, optimizer, images):
+    """Raise RunError unless the optimizer is new and `model` gives each image ten probabilities.
+
+    Says so if the saved model will not load without code of one's own.
+    """
+    if optimizer.built:
+        raise RunError("this optimizer has been used before, its schedule and momentum with it; make a new one")
+    outputs = model(tf.cast(images, tf.float32), training=False)  # this also builds a model that is not built yet
+    shape = getattr(outputs, "shape", None)
+    if shape is None or tuple(shape) != (len(images), len(data.CLASS_NAMES)):
+        found = "several outputs" if shape is None else f"an output of shape (B, {str(tuple(shape)[1:])[1:]}"
+        raise RunError(f'the model must end in one output (B, 10), Dense(10, activation="softmax"); it has {found}')
+    outputs = np.asarray(outputs, np.float32)
+    if outputs.min() < 0 or not np.allclose(outputs.sum(axis=1), 1, atol=0.01):
+        raise RunError(
+            "the model's ten outputs must be probabilities, which sum to 1; the first image's sum to"
+            f' {outputs[0].sum():.3g}. End it with Dense(10, activation="softmax")'
+        )
+    try:
+        keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model))
+    except Exception as error:  # layers, and the functions in them, raise whatever they like
+        print(
+            "model.keras and best.keras of this run will not load, because of a class or function of your own; decorate"
+            f" it with @keras.saving.register_keras_serializable() ({data.one_line(error)[:200]})"
+        )
+
+
+def describe_run(call, arrays, optimizer, lr_schedule_fn):
+    """Return the content of config.json for a call of compile_and_train; RunError for impossible numbers."""
+    limits = {"epochs": (1, 2**31), "batch_size": (1, 2**31), "seed": (0, 2**31), "label_smoothing": (0, 1)}
+    for name, (least, limit) in limits.items():
+        if not least <= call[name] < limit:
+            raise RunError(f"{name} must be at least {least} and below {limit}, not {call[name]}")
+    config = {"network": "own", "dtype_policy": keras.config.dtype_policy().name, **call}
+    config["optimizer_config"] = optimizer.get_config() | {"name": type(optimizer).__name__}
+    if lr_schedule_fn:
+        del config["optimizer_config"]["learning_rate"]  # the function changes it
+    fingerprint = data.fingerprint(arrays)
+    kind = data.FINGERPRINTS.get(fingerprint)  # None for images of one's own
+    config["data"] = {"source": config.pop("source", None), "fingerprint": fingerprint, "train_count": len(arrays[0])}
+    config["data"] |= {"official": kind == "official", "sample": kind == "sample"}
+    config["data"]["validation"] = data.fingerprint(arrays[2:])
+    versions = {"python": platform.python_version(), "keras": keras.__version__, "tensorflow": tf.__version__}
+    versions |= {"numpy": np.__version__, "matplotlib": matplotlib.__version__, "backend": keras.config.backend()}
+    # What decides about the last digits of all numbers. Cores: those that this process may use, not all of the machine.
+    cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
+    device = f"{', '.join(map(str, keras.distribution.list_devices()))} ({platform.machine()}, {cores} cores)"
+    names = ("TF_ENABLE_ONEDNN_OPTS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
+    environment = {name: os.environ[name] for name in names if name in os.environ}
+    config |= {"versions": versions, "device": device, "environment": environment}
+    # As it will be read back, to be compared: lists for tuples, plain numbers for NumPy's, and text for anything else.
+    return json.loads(json.dumps(config, default=lambda x: x.tolist() if hasattr(x, "tolist") else str(x)))
+
+
+MACHINE = ("versions", "device", "environment")
+
+
+def differences(recorded, config):
+    """Return in words the settings in which two configs differ, but for those that a run may change."""
+    may_change = {"epochs", "no_xla", "data", "optimizer_config", *MACHINE}
+
+    def flat(config):
+        optimizer = {f"optimizer's {name}": value for name, value in config.get("optimizer_config", {}).items()}
+        return config | optimizer | {"images and labels": config["data"]["fingerprint"][:8]}
+
+    old, new = flat(recorded), flat(config)
+    common = [name for name in old if name in new and name not in may_change]
+    return [f"{name}: {old[name]} then, {new[name]} now" for name in common if old[name] != new[name]]
+
+
+def record_scores(model, history, run_dir, end, best, tested_on):
+    """Write curves.png and metrics.json, and print the two accuracies; see evaluate_performance."""
+    config = read_config(run_dir)
+    # Weights are not to be scored on the images that chose them: then the end-of-training weights are the result.
+    chosen_on_them = config["data"].get("validation") == tested_on
+    split = "validation" if config.get("no_test") else "test"
+    result = "end_of_training" if chosen_on_them or best is None else "best_weights"
+    best_epoch, seconds = history["epoch"][int(np.argmin(history["val_loss"]))], float(np.median(history["seconds"]))
     metrics = {
         "result": f"{split}_accuracy_{result}",
         f"{split}_accuracy_end_of_training": end,
         f"{split}_accuracy_best_weights": best,
         "best_epoch": best_epoch,
-        "parameters": model.layers[-1].count_params(),
+        "parameters": sum(layer.count_params() for layer in model.layers if layer.name != "standardiser"),
         "seconds_per_epoch": seconds,  # median, validation included
         "images_per_second": config["data"]["train_count"] / seconds,
     }
+    plot_histories(
+        {run_dir.resolve().parent.name: history}, run_dir / "curves.png", split if chosen_on_them else "validation"
+    )
     write_json(run_dir / "metrics.json", metrics)
-
-    chosen_on = "validation images" if config["holdout"] else "the test set: optimistic"
     title, arrow = f"{split.capitalize()} accuracy", "  <- the result"
     end_arrow, best_arrow = ("", arrow) if result == "best_weights" else (arrow, "")
     print(f"{title}, end-of-training weights:   {end:.4f}{end_arrow}  (model.keras)")
-    note = f"best.keras, epoch {best_epoch}, chosen on {chosen_on}"
-    print(f"{title}, best weights:              {best:.4f}{best_arrow}  ({note})")
+    if best is not None:
+        chosen = f"chosen on {f'the {split} set: optimistic' if chosen_on_them else 'validation images'}"
+        print(f"{title}, best weights:              {best:.4f}{best_arrow}  (best.keras, epoch {best_epoch}, {chosen})")
 
 
-def train_run(config, run_dir, network, cifar10):
-    """Train `network` as `config` says, from where the run in run_dir is, and evaluate it."""
-    (run_dir / "metrics.json").unlink(missing_ok=True)  # of a run that is now lengthened
-    x_train, y_train, x_val, y_val, x_test, y_test = cifar10
-    # As in the tutorial: all 50,000 for training, the test set as validation data. The tutorial allows this because
-    # nothing is chosen by it. That holds for the end-of-training weights, but not for the best weights.
-    if not config["holdout"]:
-        x_train, y_train = np.concatenate([x_train, x_val]), np.concatenate([y_train, y_val])
-        x_val, y_val = x_test, y_test
-    config["data"]["train_count"] = len(x_train)
-    write_json(run_dir / "config.json", config)
-    print_config(config, network, run_dir)
-    print("Fitting the standardisation to the training images", flush=True)
-    model = assemble(augment.standardiser(x_train, config["scheme"]), network)
-    history, _ = compile_and_train(
-        model,
-        run_dir.parent.name,
-        x_train,
-        y_train,
-        x_val,
-        y_val,
-        config["scheme"],
-        make_optimizer(config, math.ceil(len(x_train) / config["batch_size"])),
-        epochs=config["epochs"],
-        batch_size=config["batch_size"],
-        seed=config["seed"],
-        label_smoothing=config["label_smoothing"],
-        run_dir=run_dir,
-        jit_compile=False if config["no_xla"] else "auto",
+# ---------------------------------------------------------------- The command line
+#
+# `given` has the flags that were typed. `settings` has all settings of a run: those of the recipe and the other
+# defaults, replaced by what was given; or those of the run that is resumed. They are part of its config.json.
+
+MEANINGS = {
+    "scheme": "augmentation scheme: how training images are transformed and standardised",
+    "drop_rate": "dropout: share of values (svgg) or feature maps (wrn) set to zero while training",
+    "optimizer": "how gradients change the weights, see make_optimizer",
+    "learning_rate": "size of each change; the largest value if it varies",
+    "schedule": "how the learning rate varies, see learning_rate",
+    "warmup": "cosine only: share of all updates in which the learning rate first rises from zero",
+    "weight_decay": "each update shrinks the weights by this share times the learning rate",
+    "label_smoothing": "share of a label's probability that is spread evenly over all classes",
+    "epochs": "passes over the training images",
+    "batch_size": "images per update",
+}
+WRN_SIZE = {"num_convs": 40, "k_factor": 2, "full_resolution": False}
+OTHERS = {"seed": 0, "holdout": False, "no_test": False, "dtype_policy": "float32", "no_xla": False}
+
+
+def between(kind, least, limit):
+    """Return a function for argparse's `type`: from a word to a number of this kind, least <= number < limit."""
+
+    def number(word):
+        if not least <= kind(word) < limit:
+            raise argparse.ArgumentTypeError(f"must be at least {least} and below {limit}, not {word}")
+        return kind(word)
+
+    number.__name__ = {int: "whole number", float: "number"}[kind]  # argparse: "invalid number value: 'x'"
+    return number
+
+
+def flag(name):
+    """Return the flag of a setting as it is typed."""
+    return f"--{name.replace('_', '-')}"
+
+
+def make_parser():
+    """Return the parser of the command line. Flags that are not typed are left out of its result."""
+    description = "Step 5: train, evaluate and picture a network on CIFAR-10."
+    parser = data.Parser(description=description, argument_default=argparse.SUPPRESS)
+    group = parser.add_argument_group("what to run")
+    names = ["svgg", "wrn"]  # default=None: older Pythons compare argparse.SUPPRESS with the choices
+    group.add_argument("network", nargs="?", choices=names, default=None, help="simplified VGG or Wide ResNet")
+    group.add_argument("--recipe", choices=["tutorial", "modern"], help="settings of the training (default: tutorial)")
+    resume = "continue the run in this folder (with --epochs: lengthen it); default: the newest run of this command"
+    group.add_argument("--resume", metavar="RUN", nargs="?", const="", help=resume)
+    group.add_argument("--data", metavar="SOURCE", help="folder, archive, .npz, or sample (default: download CIFAR-10)")
+
+    group = parser.add_argument_group("the network: WRN-n-K")
+    group.add_argument("--num-convs", type=wrn.depth, metavar="n", help="convolutions, 6N + 4 (default: 40)")
+    group.add_argument("--k-factor", type=between(int, 1, 1000), metavar="K", help="widening factor (default: 2)")
+    group.add_argument("--full-resolution", action="store_true", help="the first group keeps 32×32 pixels")
+
+    defaults = "Defaults in brackets: tutorial svgg | tutorial wrn | modern svgg | modern wrn."
+    group = parser.add_argument_group("the recipe", defaults)
+    schemes = {str(scheme): scheme for scheme in augment.SCHEMES}  # "1" -> 1
+    words = {"optimizer": ["rmsprop", "sgd"], "schedule": ["constant", "inverse_time", "cosine"]}
+    ranges = {"epochs": (1, 2**31), "batch_size": (1, 2**31), "learning_rate": (1e-9, 1000.0)}  # others: shares
+    for name, values in TABLE.items():
+        if name == "scheme":
+            accepted = {"type": lambda word: schemes.get(word, word), "choices": [*schemes.values()]}
+        elif name in words:
+            accepted = {"choices": words[name]}
+        else:
+            accepted = {"type": between(type(values[0]), *ranges.get(name, (0.0, 1.0))), "metavar": "X"}
+        group.add_argument(flag(name), help=f"{MEANINGS[name]} [{' | '.join(map(str, values))}]", **accepted)
+
+    group = parser.add_argument_group("the run")
+    group.add_argument(
+        "--holdout", action="store_true", help="train on 45,000, choose the best weights on 5,000 images"
     )
+    group.add_argument("--no-test", action="store_true", help="leave the test set untouched, to tune; needs --holdout")
+    seed = "of weights, order, transformations (default: 0)"
+    group.add_argument("--seed", type=between(int, 0, 2**31), metavar="X", help=seed)
+    policies = ["float32", "mixed_float16", "mixed_bfloat16"]
+    group.add_argument("--dtype-policy", choices=policies, help="what to compute in, see README.md (default: float32)")
+    group.add_argument("--no-xla", action="store_true", help="do not compile with XLA, see README.md")
+    group.add_argument("--out", metavar="DIR", help="folder for the runs (default: runs)")
+    return parser
+
+
+def make_settings(given):
+    """Return the settings of a new run. RunError for a flag that would have no effect."""
+    if "network" not in given:
+        raise RunError("say which network, svgg or wrn, or --resume RUN")
+    network, recipe = given["network"], given.get("recipe", "tutorial")
+    size = WRN_SIZE if network == "wrn" else dict.fromkeys(WRN_SIZE)
+    settings = {"network": network, "recipe": recipe, **size, **RECIPES[recipe, network], **OTHERS}
+    settings |= {name: value for name, value in given.items() if name in settings}
+    if network == "svgg" and (other := [flag(name) for name in WRN_SIZE if name in given]):
+        raise RunError(f"{', '.join(other)} can be set for the wrn only")
+    if settings["schedule"] != "cosine":
+        if settings["warmup"] and "warmup" in given:
+            raise RunError(f"--warmup goes with --schedule cosine only, not with {settings['schedule']}")
+        settings["warmup"] = 0.0
+    if settings["no_test"] and not settings["holdout"]:
+        raise RunError("--no-test needs --holdout: without it the test set is the validation data")
+    source = given.get("data")
+    if source not in (None, "sample"):
+        source = os.path.realpath(os.path.expanduser(source))  # to be found again from another folder
+    return settings | {"source": source}
+
+
+def read_config(run_dir):
+    """Return the content of config.json in run_dir; RunError if there is none."""
+    try:
+        config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
+        config["network"], config["epochs"], config["data"]["fingerprint"]
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        below = max(run_dir.glob("**/config.json"), default=None, key=lambda path: path.parent.name)
+        advice = (
+            f"; did you mean {below.parent}?" if below else f" ({type(error).__name__}: {data.one_line(error)[:120]})"
+        )
+        raise RunError(f"{run_dir} is not the folder of a run, or its config.json is damaged{advice}") from None
+    return config
+
+
+def resume_settings(given):
+    """Return (settings, run_dir) of the run that --resume names, lengthened if --epochs says so."""
+    run_dir = Path(os.path.expanduser(given["resume"]))
+    run_dir = run_dir.parent if run_dir.is_file() else run_dir  # one of its files
+    config = read_config(run_dir)
+    if config["network"] not in ("svgg", "wrn"):
+        raise RunError(f"{run_dir} was trained from Python: call compile_and_train again with run_dir={str(run_dir)!r}")
+    settings = make_settings({"network": config["network"], "data": given.get("data", config["data"].get("source"))})
+    settings |= {name: config[name] for name in settings if name in config}
+    for name in given.keys() - {"resume", "epochs", "data", "no_xla"}:
+        if name not in settings or settings[name] != given[name]:
+            recorded = f" ({name}: {settings[name]})" if name in settings else ""
+            typed = given[name] if name == "network" else flag(name)
+            raise RunError(f"--resume takes the settings of the run{recorded}; {typed} cannot be given with it")
+    epochs, cosine = given.get("epochs", config["epochs"]), settings["schedule"] == "cosine"
+    if epochs == config["epochs"] and (run_dir / "metrics.json").exists():
+        longer = "" if cosine else "; a larger --epochs lengthens it"
+        raise RunError(f"{run_dir} is finished: all {epochs} epochs are done, the result is in metrics.json{longer}")
+    if epochs != config["epochs"] and cosine:
+        reason = f"its learning rate falls to zero in {config['epochs']} epochs"
+        raise RunError(f"{run_dir} cannot be made longer or shorter: {reason}; start a new run")
+    return settings | {"epochs": epochs, "no_xla": settings["no_xla"] or "no_xla" in given}, run_dir
+
+
+def unfinished_run(settings, out):
+    """Return the folder of the newest run below `out` that has these settings and is not finished, or None."""
+    for path in sorted(out.glob("*/*/config.json"), key=lambda path: path.parent.name, reverse=True):
+        with contextlib.suppress(RunError):
+            config = read_config(path.parent)
+            config |= {"source": config["data"].get("source")}
+            finished = (path.parent / "metrics.json").exists()
+            if not finished and all(config.get(name) == value for name, value in settings.items()):
+                return path.parent
+    return None
+
+
+def build_network(settings):
+    """Return the untrained network of a run, its weights drawn from the seed."""
+    keras.utils.set_random_seed(settings["seed"])
+    if settings["network"] == "svgg":
+        return svgg.build_svgg(settings["drop_rate"])
+    size = (settings["num_convs"], settings["k_factor"])
+    return wrn.build_wrn(*size, settings["drop_rate"], settings["full_resolution"])
+
+
+def say_if_slow(policy):
+    """Say so if this machine computes slowly with a dtype policy."""
+    cpu = Path("/proc/cpuinfo")  # Linux only
+    if policy == "float32" or tf.config.list_physical_devices("GPU") or not cpu.exists():
+        return
+    text = cpu.read_text(encoding="utf-8")
+    if policy == "mixed_float16":
+        print("mixed_float16 is much slower than float32 without a GPU: leave --dtype-policy out")
+    elif "avx512_bf16" not in text and "amx_bf16" not in text:
+        print("mixed_bfloat16 is many times slower than float32 on this processor: leave --dtype-policy out")
+
+
+def print_settings(settings, network, train_count, run_dir):
+    """Say what is about to be done, so that you notice a mistake before training for hours."""
+    for name, value in settings.items():
+        if value is not None:
+            print(f"  {name:<15} {value}")
+    steps = math.ceil(train_count / settings["batch_size"])
+    rate = learning_rate(settings, steps)
+    rates = [float(rate(update)) if callable(rate) else rate for update in (0, steps, settings["epochs"] * steps - 1)]
+    print(f"{network.name}: {network.count_params():,} parameters; {train_count} images, {steps} steps per epoch")
+    print("Learning rate: {:.4g} at the first update, {:.4g} after one epoch, {:.4g} at the last".format(*rates))
+    print(f"Run folder: {run_dir}")
+    print(f"To watch it: {shlex.join(['tensorboard', '--logdir', str(run_dir / 'logs')])}", flush=True)
+
+
+def train_run(settings, network, cifar10, run_dir):
+    """Train `network` as `settings` say, from where the run in run_dir is, picture and evaluate it."""
+    x_train, y_train, x_val, y_val = training_and_validation(cifar10, settings["holdout"])
+    print_settings(settings, network, len(x_train), run_dir)
+    say_if_slow(settings["dtype_policy"])
+    print("Fitting the standardisation to the training images", flush=True)
+    model = assemble(augment.standardiser(x_train, settings["scheme"]), network)
+    optimizer = make_optimizer(settings, math.ceil(len(x_train) / settings["batch_size"]))
+    keywords = {name: settings[name] for name in ("scheme", "epochs", "batch_size", "seed", "label_smoothing")}
+    keywords |= {"run_dir": run_dir, "jit_compile": False if settings["no_xla"] else "auto", "settings": settings}
+    arrays = (x_train, y_train, x_val, y_val)
+    history, _ = compile_and_train(model, run_dir.parent.name, *arrays, optimizer=optimizer, **keywords)
     # With --no-test the validation images stand in for the test images.
-    x, y = (x_val, y_val) if config["no_test"] else (x_test, y_test)
-    evaluate_run(model, history, run_dir, config, x, y)
+    x, y = (x_val, y_val) if settings["no_test"] else (cifar10.x_test, cifar10.y_test)
+    best_is_the_result = settings["holdout"] and not settings["no_test"] and (run_dir / "best.keras").exists()
+    with best_weights(model, run_dir) if best_is_the_result else contextlib.nullcontext():
+        look(model, x, y, run_dir)
+    evaluate_performance(model, history, run_dir, x, y)
     print(f"Models, pictures and history: {run_dir}")
-    if config["data"]["sample"]:
+    if settings["source"] == "sample":
         print("That was a sample, 3 % of CIFAR-10. For all of it: python train.py wrn --recipe modern")
     else:
         print(f"To compare runs: {shlex.join(['tensorboard', '--logdir', str(run_dir.parent.parent)])}")
 
 
+def run(given, started):
+    """Do what the command line says. The run's folder is appended to `started` when there is one."""
+    out = Path(os.path.expanduser(given.get("out", "runs")))
+    if given.get("resume"):
+        settings, run_dir = resume_settings(given)
+    else:
+        settings = make_settings(given)
+        run_dir = unfinished_run(settings, out) if "resume" in given else None
+    keras.config.set_dtype_policy(settings["dtype_policy"])
+    network = build_network(settings)
+    if not run_dir:
+        out.mkdir(parents=True, exist_ok=True)
+        tempfile.TemporaryFile(dir=out).close()  # complain now if nothing can be written there
+    print("Loading the data", flush=True)
+    cifar10 = data.load_cifar10(settings["source"])
+    if not run_dir:
+        recipe = "" if settings["recipe"] == "tutorial" else f"_{settings['recipe']}"
+        protocol = "holdout" if settings["holdout"] else "full"
+        run_dir = new_run_dir(out, f"{network.name}{recipe}_scheme{settings['scheme']}_{protocol}")
+    started.append(run_dir)
+    with lock(run_dir):
+        train_run(settings, network, cifar10, run_dir)
+
+
 def main(arguments=None):
     """Train, or continue to train, then evaluate: the command line of this step."""
-    options = parse_arguments(arguments)
-    out, run_dir = Path(options.get("out", "runs")), None
-    advice = "nothing was written; give the same command again"
-    try:
-        if "resume" in options:
-            config, run_dir = open_run(options)
-        else:
-            config = make_config(options) | {"data": {"source": options.get("data")}} | describe_machine()
-        network = build_network(config)
-        if not run_dir:
-            out.mkdir(parents=True, exist_ok=True)
-            tempfile.TemporaryFile(dir=out).close()  # complain now if nothing can be written there
-        cifar10 = load_data(config)
-        if not run_dir:
-            recipe = "" if config["recipe"] == "tutorial" else f"_{config['recipe']}"
-            protocol = "holdout" if config["holdout"] else "full"
-            run_dir = new_run_dir(out, f"{network.name}{recipe}_scheme{config['scheme']}_{protocol}")
-        advice = f"continue with: {shlex.join(['python', sys.argv[0], '--resume', str(run_dir)])}"
-        train_run(config, run_dir, network, cifar10)
-    except (data.DataError, RunError) as error:
-        raise SystemExit(f"error: {error}") from None
-    except (OSError, tf.errors.OpError) as error:  # the disk is full, or the run's folder has been taken away
-        raise SystemExit(f"error: {' '.join(str(error).split())[:300]}. Fix that, then {advice}") from None
-    except KeyboardInterrupt:
-        print(f"\nStopped; {advice}", file=sys.stderr)
-        raise SystemExit(130) from None
+    arguments = sys.argv[1:] if arguments is None else arguments
+    typed, started, policy = vars(make_parser().parse_args(arguments)), [], keras.config.dtype_policy()
+    given = {name: value for name, value in typed.items() if value is not None}  # without the network, if it is missing
+
+    def what_to_do():
+        recorded = started and (started[0] / "config.json").exists()
+        words = ["--resume", str(started[0])] if recorded and "resume" not in given else arguments
+        return f"go on with: {shlex.join([sys.executable, os.path.relpath(__file__), *words])}"
+
+    with data.errors_in_one_line():
+        try:
+            run(given, started)
+        except (OSError, tf.errors.OpError) as error:  # the disk is full, or the run's folder has been taken away
+            raise data.UserError(f"{error}. Mend that, then {what_to_do()}") from None
+        except KeyboardInterrupt:
+            print(f"\nStopped; {what_to_do()}", file=sys.stderr)
+            raise SystemExit(130) from None
+        finally:
+            keras.config.set_dtype_policy(policy)
 
 
 if __name__ == "__main__":

@@ -10,31 +10,44 @@ The summary ends with
     Non-trainable params: 5,408 (21.12 KB)
 
 Why residual: beyond some depth, plain networks get worse even on the training set, although extra layers could learn
-the identity. The usual explanation: the gradient shrinks on its way back through every layer (vanishing gradient). A
-shortcut that adds a block's input to its output gives the gradient a short path and leaves the block only the
-difference to learn; networks of hundreds of layers train (He et al., https://arxiv.org/abs/1512.03385).
+the identity. The usual explanation, and the tutorial's: the gradient shrinks on its way back through every layer
+(vanishing gradient). A shortcut that adds a block's input to its output gives the gradient a short path and leaves the
+block only the difference to learn; networks of hundreds of layers train (He et al., https://arxiv.org/abs/1512.03385).
+They themselves think that vanishing gradients are unlikely to be the cause once there is batch normalisation.
 
-Why wide: in very deep residual networks many blocks contribute little; with so many paths, most can be skipped. Fewer,
-wider blocks do as well or better and train much faster; a wide network of few layers rivals one of a thousand thin
-ones. Zagoruyko and Komodakis (https://arxiv.org/abs/1605.07146) name three factors: the convolutions per block (two are
-best), N blocks per group, and K, which multiplies the number of filters.
+Why wide: in very deep residual networks many blocks contribute little; with so many paths, any one block can be left
+out with hardly any harm. Fewer, wider blocks do as well or better and train much faster; a wide network of few layers
+rivals one of a thousand thin ones. Zagoruyko and Komodakis (https://arxiv.org/abs/1605.07146) name three factors: the
+convolutions per block (two are best), N blocks per group, and K, which multiplies the number of filters.
 
-The words: a *miniblock* is a pair of convolutions with a shortcut around it (the paper's "block"); a *group* is N
-miniblocks with feature maps of the same size (the tutorial's "resnet_block"). WRN-n-K counts n convolutions: three
-groups × N miniblocks × 2, and four more, which are the first one and the 1×1 shortcut of each group. So n = 6N + 4.
-WRN-40-2 has N = 6 and less than half of the SVGG's parameters; the tutorial finds it three points more accurate.
+The words: a *miniblock* is a pair of convolutions, the *main path*, with a *shortcut* around it (the paper's "block").
+A *group* is N miniblocks with feature maps of the same size (the tutorial's resnet_block). Take care: "residual path"
+is the tutorial's name for the shortcut, while in He et al. the residual is what the main path computes.
 
-Different from the paper, as in the tutorial: the first group already halves the image (`full_resolution` keeps 32×32,
-as the paper does: finer detail for four times the arithmetic); convolutions have biases, although batch
-normalisation makes nearly all of them redundant; there is a Dense layer of 128 before the classes; dropout drops whole
-feature maps. The paper's WRN-40-2 has 2,248,954 parameters.
+    part       layers                                      output       with full_resolution
+    input      convolution 3×3                             32×32×16     32×32×16
+    group 1    N miniblocks, each two convolutions 3×3     16×16×16K    32×32×16K
+    group 2    the same                                    8×8×32K      16×16×32K
+    group 3    the same                                    4×4×64K      8×8×64K
+    output     average of each map, Dense 128, Dense 10    10           10
+
+WRN-n-K counts n convolutions: three groups × N miniblocks × 2, and four more, which are the first one and the 1×1
+shortcut of each group. So n = 6N + 4. WRN-40-2 has N = 6 and less than half of the SVGG's parameters; the tutorial
+finds it three points more accurate. No filter is larger than 3×3. (Deeper ResNets save arithmetic with a bottleneck: a
+1×1 convolution before the 3×3 one reduces the number of channels, and one after it restores it. Here width is wanted.)
+
+Like the tutorial and unlike the paper: the first group already halves the image (`full_resolution` keeps 32×32, as the
+paper does: finer detail for four times the arithmetic); convolutions have biases, although batch normalisation makes
+nearly all of them redundant; there is a Dense layer of 128 before the classes; dropout drops whole feature maps. The
+paper's WRN-40-2 has 2,248,954 parameters, as Keras counts (with the running averages of batch normalisation).
 
 Shapes: B images in a batch; height × width × channels. N miniblocks per group; K the widening factor.
 """
 
 import argparse
+import numbers
 
-from data import CLASS_NAMES, IMAGE_SHAPE, errors_in_one_line, figure_path  # first: it sets up Keras
+from data import CLASS_NAMES, IMAGE_SHAPE, Parser, draw_network, errors_in_one_line  # first: it sets up Keras
 
 # isort: split
 import keras
@@ -62,18 +75,19 @@ def resnet_input_block(images):
 def first_miniblock(block_input, filters, downsampling, drop_rate):
     """Change the size and the number of channels: (B, H, W, any) -> (B, H/downsampling, W/downsampling, filters).
 
-    Its input is already normalised, for both branches, so that no normalisation comes first.
+    The input block or the group before ends in batch normalisation and ReLU, so the convolutions can begin at once.
     """
-    residual = conv(block_input, filters, strides=downsampling)
-    residual = bn_relu(residual)
-    # Neighbouring values of a feature map are correlated: dropping single ones would hide little, so whole maps go.
-    # Whether that helps beside batch normalisation, which adds some noise itself, depends on the recipe: the paper
-    # gains a little in 200 epochs; in ten epochs it costs accuracy (results/README.md).
-    residual = layers.SpatialDropout2D(drop_rate)(residual)
-    residual = conv(residual, filters)
+    main_path = conv(block_input, filters, strides=downsampling)
+    main_path = bn_relu(main_path)
+    # Dropout regularises: it makes memorising hard. Batch normalisation is there to ease optimisation, but its noisy
+    # means and variances regularise a little too. So whether dropout still helps depends on the recipe. The paper drops
+    # single values and gains a little in 200 epochs. Here whole maps go, since the neighbours of a dropped value would
+    # tell what it was; in ten epochs that costs accuracy (results/README.md).
+    main_path = layers.SpatialDropout2D(drop_rate)(main_path)
+    main_path = conv(main_path, filters)
     # The two sides of the sum must have the same shape: a 1×1 convolution on the shortcut makes them fit.
     shortcut = conv(block_input, filters, size=1, strides=downsampling)
-    return layers.Add()([residual, shortcut])
+    return layers.Add()([main_path, shortcut])
 
 
 def further_miniblock(block_input, filters, drop_rate):
@@ -82,14 +96,17 @@ def further_miniblock(block_input, filters, drop_rate):
     Batch normalisation and ReLU come before each convolution ("pre-activation", https://arxiv.org/abs/1603.05027), so
     that the shortcut is a clean sum: nothing stands between the output of one miniblock and of the next.
     """
-    residual = conv(bn_relu(block_input), filters)
-    residual = layers.SpatialDropout2D(drop_rate)(residual)  # before the normalisation here: the tutorial's order
-    residual = conv(bn_relu(residual), filters)
-    return layers.Add()([residual, block_input])
+    main_path = conv(bn_relu(block_input), filters)
+    main_path = layers.SpatialDropout2D(drop_rate)(main_path)  # before the normalisation here: the tutorial's order
+    main_path = conv(bn_relu(main_path), filters)
+    return layers.Add()([main_path, block_input])
 
 
 def resnet_block(x_in, num_filters, num_miniblocks, downsampling, drop_rate):
-    """Return one group of miniblocks: (B, H, W, any) -> (B, H/downsampling, W/downsampling, num_filters)."""
+    """Return x_in after what we call a group (the function has the tutorial's name): N miniblocks.
+
+    (B, H, W, any) -> (B, H/downsampling, W/downsampling, num_filters)
+    """
     x = first_miniblock(x_in, num_filters, downsampling, drop_rate)
     for _ in range(num_miniblocks - 1):
         x = further_miniblock(x, num_filters, drop_rate)
@@ -111,21 +128,18 @@ def build_wrn(num_convs=40, k_factor=2, drop_rate=0.0, full_resolution=False):
     """Return the network WRN-`num_convs`-`k_factor` as an untrained keras.Model: (B, 32, 32, 3) -> (B, 10).
 
     It takes standardised images (see augment.standardiser).
-    num_convs: n = 6N + 4 with N from 1: 10, 16, 22, 28, 34, 40, …; k_factor: K from 1; drop_rate: 0 ≤ rate < 1;
+    num_convs: n = 6N + 4 with N from 1: 10, 16, 22, 28, 34, 40, …; k_factor: K from 1; drop_rate: 0 <= rate < 1;
     full_resolution: the first group keeps 32×32 pixels, so that all groups see twice the height and width.
     Raises ValueError for any other; the message names the nearest possible n.
     """
-    num_miniblocks, rest = divmod(num_convs - 4, 6)
-    if rest or num_miniblocks < 1:
-        lower = 6 * num_miniblocks + 4
-        nearest = f"{lower} or {lower + 6}" if lower >= 10 else "10"
-        raise ValueError(f"a WRN has 6N + 4 convolutions (10, 16, 22, …), not {num_convs}; the nearest: {nearest}")
-    if not isinstance(k_factor, int) or k_factor < 1:
-        raise ValueError(f"the widening factor K must be a whole number from 1, not {k_factor}")
+    num_miniblocks = miniblocks_per_group(num_convs)
+    if not is_whole(k_factor) or k_factor < 1:
+        raise ValueError(f"the widening factor K must be a whole number from 1, not {k_factor!r}")
     if not 0 <= drop_rate < 1:
         raise ValueError(f"the drop rate must be at least 0 and below 1, not {drop_rate}")
 
     # Halve the size, double the filters. The shapes in the comments are those with the image halved in all groups.
+    k_factor = int(k_factor)  # 64 times a NumPy integer of 8 bits would overflow
     images = keras.Input(IMAGE_SHAPE)  # (B, 32, 32, 3)
     x = resnet_input_block(images)  # -> (B, 32, 32, 16)
     x = resnet_block(x, 16 * k_factor, num_miniblocks, 1 if full_resolution else 2, drop_rate)  # -> (B, 16, 16, 16·K)
@@ -135,25 +149,47 @@ def build_wrn(num_convs=40, k_factor=2, drop_rate=0.0, full_resolution=False):
     return keras.Model(images, resnet_output_block(x), name=name)  # -> (B, 10)
 
 
+def is_whole(number):
+    """Tell whether `number` is a whole number, Python's or NumPy's. (In Python True is one too, but not here.)"""
+    return isinstance(number, numbers.Integral) and not isinstance(number, bool)
+
+
+def miniblocks_per_group(num_convs):
+    """Return N of n = 6N + 4 convolutions. Raises ValueError, which names the nearest possible n, if there is none."""
+    accepted = "a WRN has 6N + 4 convolutions (10, 16, 22, …)"
+    if not is_whole(num_convs):
+        raise ValueError(f"{accepted}, a whole number, not {num_convs!r}")
+    number, rest = divmod(int(num_convs) - 4, 6)
+    if rest or number < 1:
+        lower = 6 * number + 4
+        nearest = f"{lower} or {lower + 6}" if lower >= 10 else "10"
+        raise ValueError(f"{accepted}, not {num_convs}; the nearest: {nearest}")
+    return number
+
+
+def depth(word):
+    """Return n, given as a word at the command line; for argparse's `type`. The error names the nearest possible n."""
+    num_convs = int(word)
+    try:
+        miniblocks_per_group(num_convs)
+    except ValueError as error:
+        raise argparse.ArgumentTypeError(str(error)) from None
+    return num_convs
+
+
 def main(arguments=None):
     """Print a Wide ResNet and draw its graph: the command line of this step."""
-    parser = argparse.ArgumentParser(description="Step 4: a Wide ResNet, its layers and its graph.")
-    parser.add_argument("--num-convs", type=int, default=40, metavar="n", help="convolutions, 6N + 4 (default: 40)")
+    parser = Parser(description="Step 4: a Wide ResNet, its layers and its graph.")
+    parser.add_argument("--num-convs", type=depth, default=40, metavar="n", help="convolutions, 6N + 4 (default: 40)")
     parser.add_argument("--k-factor", type=int, default=2, metavar="K", help="widening factor (default: 2)")
     parser.add_argument("--full-resolution", action="store_true", help="the first group keeps 32×32 pixels")
     options = parser.parse_args(arguments)
-    try:
-        network = build_wrn(options.num_convs, options.k_factor, full_resolution=options.full_resolution)
-    except ValueError as error:
-        parser.error(str(error))
+    if options.k_factor < 1:
+        parser.error(f"argument --k-factor: must be a whole number from 1, not {options.k_factor}")
+    network = build_wrn(options.num_convs, options.k_factor, full_resolution=options.full_resolution)
     network.summary()
     with errors_in_one_line():
-        path = figure_path(f"{network.name}.png")
-        try:
-            keras.utils.plot_model(network, path, show_shapes=True, show_layer_names=False)
-            print(f"The network's graph: {path}")
-        except ImportError:
-            print("No graph drawn: that needs pydot (pip install pydot) and graphviz (apt install graphviz)")
+        draw_network(network)
 
 
 if __name__ == "__main__":

@@ -68,22 +68,19 @@ def network_runs():
 
 
 def settings(run):
-    """Return what the options of the command line set, without the seed."""
+    """Return what the flags of the command line set, without the seed."""
     # Older runs lack settings that came later; they had today's default.
-    defaults = train.make_config({"network": run["config"]["network"]})
-    return {name: run["config"].get(name, value) for name, value in defaults.items() if name not in ("seed", "recipe")}
+    defaults, left_out = train.make_settings({"network": run["config"]["network"]}), ("seed", "recipe", "source")
+    return {name: run["config"].get(name, value) for name, value in defaults.items() if name not in left_out}
 
 
 def command(config, leave_out=()):
-    """Return the command line that makes a run with the settings in `config`: the options that are not defaults."""
-    options = {"network": config["network"]}
-    if config["recipe"] != "tutorial":
-        options["recipe"] = config["recipe"]
-    words = ["python train.py", config["network"]] + (["--recipe", config["recipe"]] if "recipe" in options else [])
-    for name, default in train.make_config(options).items():
-        if name not in ("network", "recipe", *leave_out) and config.get(name, default) != default:
-            flag = f"--{name.replace('_', '-')}"
-            words.append(flag if config[name] is True else f"{flag} {config[name]}")
+    """Return the command line that makes a run with the settings in `config`: the flags that are not defaults."""
+    network, recipe = config["network"], config["recipe"]
+    words = ["python train.py", network] + ([f"--recipe {recipe}"] if recipe != "tutorial" else [])
+    for name, default in train.make_settings({"network": network, "recipe": recipe}).items():
+        if name not in ("network", "recipe", "source", *leave_out) and config.get(name, default) != default:
+            words.append(train.flag(name) if config[name] is True else f"{train.flag(name)} {config[name]}")
     if config["data"]["sample"]:
         words.append("--data sample")
     return " ".join(words)
@@ -102,8 +99,8 @@ def percent(share):
 
 
 def network_name(config):
-    if config["network"] == "svgg":
-        return "simplified VGG"
+    if config["network"] in ("svgg", "own"):
+        return {"svgg": "simplified VGG", "own": "a network of one's own"}[config["network"]]
     resolution = ", full resolution" if config.get("full_resolution") else ""
     return f"WRN-{config['num_convs']}-{config['k_factor']}{resolution}"
 
@@ -113,16 +110,17 @@ def results_table():
     rows = []
     for run in (*network_runs(), *runs("quickstart")):
         config, metrics, name = run["config"], run["metrics"], network_name(run["config"])
+        own = config["network"] == "own"
         rows.append(
             [
                 f"[{name}](results/{run['name']})",
                 f"{metrics['parameters']:,}",
-                config["recipe"],
+                "modern" if own else config["recipe"],
                 f"{config['epochs']} on 1,500 images" if config["data"]["sample"] else config["epochs"],
                 f"**{percent(metrics[metrics['result']])}**",
                 f"{percent(TUTORIAL[name])} after 400" if name in TUTORIAL else "",
                 f"{config['epochs'] * metrics['seconds_per_epoch'] / 60:.0f}",
-                f"`{command(config)}`",
+                "[below](#train-a-network-of-your-own)" if own else f"`{command(config)}`",
             ]
         )
     titles = ("network", "parameters", "recipe", "epochs", "test accuracy", "the tutorial", "minutes", "command")
@@ -137,7 +135,7 @@ def cost_table():
         cpu_seconds = metrics.get("cpu_seconds_per_image")  # newer runs do not measure it
         rows.append(
             [
-                f"{network_name(run['config'])}, {run['config']['recipe']}",
+                f"{network_name(run['config'])}, {run['config'].get('recipe', 'modern')}",
                 f"{metrics['seconds_per_epoch']:.0f}",
                 f"{metrics['images_per_second']:.0f}",
                 f"{1000 * cpu_seconds:.1f}" if cpu_seconds else "–",

@@ -1,14 +1,16 @@
-"""Tests that a run cannot be lost: killed, stopped, on a full disk, in a damaged folder, on another machine.
+"""Tests that nothing finished is lost: runs that are killed, stopped, lengthened, moved, damaged, or on a full disk.
 
     pytest tests/test_runs.py
     python tests/test_runs.py --kills 20 [--seed 1] [--only wrn-tutorial-full]     kills runs at random moments
 
 Kills and signals strike a real process that trains a real, small network. What needs no process of its own is tried on
-a tiny network, in this one.
+a network of 490 parameters, in this one.
 """
 
 import argparse
-import gzip
+import contextlib
+import datetime
+import errno
 import io
 import itertools
 import json
@@ -16,31 +18,35 @@ import os
 import random
 import re
 import resource
-import runpy
 import shlex
 import shutil
 import signal
 import subprocess
 import sys
-import tarfile
 import tempfile
 import time
 import zipfile
 from pathlib import Path
+from types import SimpleNamespace
 
+sys.path.insert(0, str(Path(__file__).parent.parent))  # for --kills; pytest knows it from pyproject.toml
+import data  # first: it sets up Keras
+
+# isort: split
 import h5py
+import helpers
 import keras
 import numpy as np
 import pytest
+import tensorflow as tf
+from helpers import read_history, save_data, tiny_model, tiny_network, train_tiny
+from keras import layers
 
-sys.path.insert(0, str(Path(__file__).parent.parent))  # for --kills; pytest knows it from pyproject.toml
-from test_train import Figure, read_history, read_scalars, save_data, tiny_model, tiny_network, train_tiny
-
+import augment
 import train
 
 ROOT = Path(__file__).parent.parent
 WRN = ["wrn", "--num-convs", "10", "--k-factor", "1"]
-RECORDS = ("config.json", "history.csv", "state.npz", "best.keras")
 
 
 @pytest.fixture(scope="module")
@@ -48,7 +54,7 @@ def small_data(tmp_path_factory):
     return save_data(tmp_path_factory.mktemp("data") / "small.npz", 60, 20)
 
 
-# ---------------------------------------------------------------- A process, and what a run has recorded
+# ---------------------------------------------------------------- A process, and what a run leaves
 
 # Ctrl-C is ignored in a process that was started in the background by a script: begin with what a terminal gives.
 LAUNCHER = """
@@ -56,7 +62,6 @@ import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
-USERS_ENVIRONMENT = {name: value for name, value in os.environ.items() if not name.startswith(("TF_", "KERAS_"))}
 
 
 class Program:
@@ -68,16 +73,16 @@ class Program:
         command = [sys.executable, "-c", LAUNCHER, str(ROOT / "train.py"), *map(str, arguments)]
         if closed:
             command = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
-        environment = USERS_ENVIRONMENT | environment
-        self.process = subprocess.Popen(command, env=environment, stdout=self.out, stderr=self.err)
+        users = {name: value for name, value in os.environ.items() if not name.startswith(("TF_", "KERAS_"))}
+        self.process = subprocess.Popen(command, env=users | environment, stdout=self.out, stderr=self.err)
 
     def read(self, file):
         return os.pread(file.fileno(), 1_000_000, 0).decode()
 
-    def wait_until(self, condition, pause=0.002):
+    def wait_until(self, condition):
         while not condition():
             assert self.process.poll() is None, f"it ended too early: {self.read(self.out)}{self.read(self.err)}"
-            time.sleep(pause)
+            time.sleep(0.002)
 
     def end(self, number=None):
         """Send a signal, or none if `number` is None; return the exit status and the last line of stderr."""
@@ -94,149 +99,113 @@ def the_run(out):
     return next((path.parent for path in out.glob("*/*/config.json")), None)
 
 
-def start_or_resume(arguments, out):
-    run_dir = the_run(out)
-    return Program(*(["--resume", run_dir] if run_dir else [*arguments, "--out", out]))
+def epochs_in(run_dir):
+    """Return how many epochs of a run are recorded, while a program may be writing; -1 before it can be resumed."""
+    if not run_dir or not (run_dir / "state.npz").exists():
+        return -1
+    with np.load(run_dir / "state.npz") as state:
+        return len(json.loads(str(state["history"]))["epoch"])
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
+
+
+def weights_in(model):
+    """Return {name: array} of all weights in a .keras file, the optimizer's too."""
+    with zipfile.ZipFile(model) as archive, h5py.File(io.BytesIO(archive.read("model.weights.h5"))) as file:
+        found = {}
+        file.visititems(lambda name, item: found.update({f"{model.name}/{name}": item}))
+        return {name: item[()] for name, item in found.items() if isinstance(item, h5py.Dataset)}
 
 
 def contents(run_dir):
-    """Return all of a run that must not depend on interruptions: what the epochs gave, to the last bit."""
-    with np.load(run_dir / "state.npz", allow_pickle=False) as state:
-        arrays = dict(state)
-    for model in (path for path in run_dir.glob("*.keras") if ".new." not in path.name):
-        with zipfile.ZipFile(model) as archive:
-            file = h5py.File(io.BytesIO(archive.read("model.weights.h5")))
-        file["layers"].visititems(
-            lambda name, item, model=model: (
-                arrays.update({f"{model.name}/{name}": item[()]}) if isinstance(item, h5py.Dataset) else None
-            )
-        )
+    """Return all of a run that must not depend on interruptions, to the last bit; the seconds are left out."""
+    with np.load(run_dir / "state.npz") as state:
+        arrays = dict(state) | weights_in(run_dir / "best.keras") | weights_in(run_dir / "model.keras")
+    history = json.loads(str(arrays.pop("history")))
     found = {name: (array.dtype, array.shape, array.tobytes()) for name, array in arrays.items()}
-    found["history"] = [{name: row[name] for name in row if name != "seconds"} for row in read_history(run_dir)]
+    found |= {name: (history[name], [row[name] for row in read_history(run_dir)]) for name in history}
     for split in ("train", "validation"):
-        found |= {(split, tag): values for tag, values in read_scalars(run_dir / "logs" / split).items()}
-    return found
+        found |= {(split, tag): values for tag, values in helpers.read_scalars(run_dir / "logs" / split).items()}
+    if (run_dir / "metrics.json").exists():
+        found |= read_json(run_dir / "metrics.json")
+    found |= {"files": {path.name for path in run_dir.rglob("*") if "tfevents" not in path.name}}
+    return {name: value for name, value in found.items() if "second" not in name}
 
 
 def assert_equal_runs(one, other, epochs):
     a, b = contents(one), contents(other)
-    assert [row["epoch"] for row in a["history"]] == [str(epoch + 1) for epoch in range(epochs)]
-    assert list(a["train", "epoch_loss"]) == list(range(epochs))
-    assert any("best.keras" in name for name in a)
-    assert not [*other.glob("*.new.*")]
+    assert a["epoch"][0] == [*range(1, epochs + 1)]
+    assert list(a["train", "epoch_loss"]) == [*range(epochs)]
+    assert len([name for name in a if "best.keras" in name]) >= 2
     assert a.keys() == b.keys()
     assert [name for name in a if a[name] != b[name]] == []
 
 
-# ---------------------------------------------------------------- Kills, signals, and the same weights in the end
+def files(run_dir):
+    """Return {path: bytes} of a run's files; without the lock, and TensorBoard's, which get longer with each start."""
+    paths = [path for path in run_dir.rglob("*") if path.is_file() and path.name != ".lock"]
+    return {path: path.read_bytes() for path in paths if "tfevents" not in path.name}
 
 
-def test_run_that_is_killed_and_stopped_in_odd_surroundings_equals_an_undisturbed_one(small_data, tmp_path):
-    arguments = [*WRN, "--scheme", 3, "--epochs", 4, "--batch-size", 30, "--data", small_data]  # dropout 0.3
-    out = tmp_path / "my {runs} (1) ü"
-    (tmp_path / "keras.json").write_text('{"image_data_format": "channels_first", "floatx": "float16"}')
-    odd = {
-        "KERAS_HOME": str(tmp_path),
-        "KERAS_BACKEND": "jax",
-        "MPLBACKEND": "module://matplotlib_inline.backend_inline",
-    }
-
-    program = Program(*arguments, "--out", out, PYTHONIOENCODING="ascii", **odd)
-    program.wait_until(lambda: the_run(out) and epochs_in(the_run(out)) == 1)
-    assert program.end(signal.SIGKILL)[0] == -signal.SIGKILL
-    run_dir = the_run(out)
-    (command,) = re.findall(r"tensorboard .*", program.read(program.out))
-    assert shlex.split(command) == ["tensorboard", "--logdir", str(run_dir / "logs").replace("ü", "?")]
-
-    program = Program("--resume", run_dir)
-    program.wait_until(lambda: epochs_in(run_dir) == 2)
-    status, farewell = program.end(signal.SIGINT)
-    assert status == 130
-    assert not (run_dir / "metrics.json").exists()
-    command = shlex.split(farewell.removeprefix("Stopped; continue with: "))
-    assert command == ["python", str(ROOT / "train.py"), "--resume", str(run_dir)]
-    program = Program(*command[2:], closed=True, **odd)
-
-    train.main([*map(str, arguments), "--out", str(tmp_path / "undisturbed")])
-    undisturbed = the_run(tmp_path / "undisturbed")
-    assert program.end()[0] == 0
-    assert_equal_runs(undisturbed, run_dir, 4)
-    a, b = (json.loads((folder / "metrics.json").read_text()) for folder in (undisturbed, run_dir))
-    assert {name: a[name] for name in a if "second" not in name} == {
-        name: b[name] for name in b if "second" not in name
-    }
-    assert {path.name for path in undisturbed.iterdir()} == {path.name for path in run_dir.iterdir()}
+# ---------------------------------------------------------------- Main and compile_and_train, in this process
 
 
-def epochs_in(run_dir):
-    """Return how many epochs the folder of a running program has; history.csv is replaced as a whole."""
-    return len(read_history(run_dir)) if (run_dir / "state.npz").exists() else 0
-
-
-def test_ctrl_c_while_the_data_are_loading(tmp_path):
-    member = tarfile.TarInfo("7 GB of zeros")  # it takes long to look for a batch file behind them
-    member.size = 7 * 10**9
-    archive = tmp_path / "long.tar.gz"
-    archive.write_bytes(gzip.compress(member.tobuf(tarfile.USTAR_FORMAT)) + 700 * gzip.compress(bytes(10**7)))
-    program = Program(*WRN, "--data", archive, "--out", tmp_path / "runs")
-    program.wait_until(lambda: "Loading the data" in program.read(program.out))
-    time.sleep(0.3)
-    assert program.end(signal.SIGINT) == (130, "Stopped; nothing was written; give the same command again")
-    assert not [*(tmp_path / "runs").iterdir()]
-
-
-def test_program_leaves_signals_and_their_mask_as_they_were(monkeypatch, capsys):
-    def signals():
-        return [signal.getsignal(number) for number in signal.valid_signals()], signal.pthread_sigmask(
-            signal.SIG_BLOCK, []
-        )
-
-    before = signals()
-    monkeypatch.setattr(sys, "argv", ["train.py", "--help"])
-    with pytest.raises(SystemExit):
-        runpy.run_path(str(ROOT / "train.py"), run_name="__main__")
-    assert "the recipe" in capsys.readouterr().out
-    assert signals() == before
-
-
-# ---------------------------------------------------------------- Runs of a tiny network, in this process
-
-
-def run(*arguments, evaluate=False):
-    """Run main with a tiny network in place of the WRN; its pictures are quickly drawn, or not at all."""
+def run(*arguments):
+    """Run main with a tiny network in place of the WRN, and without pictures of predictions."""
     with pytest.MonkeyPatch.context() as patch:
-        if not evaluate:
-            patch.setattr(train, "evaluate_run", lambda *_: None)
         patch.setattr(train.wrn, "build_wrn", lambda *_: tiny_network(name="wrn-10-1"))
-        patch.setattr(Figure, "tight_layout", lambda figure: None)
-        patch.setattr(Figure, "savefig", lambda figure, path, real=Figure.savefig: real(figure, path, dpi=10))
-        train.main(list(map(str, arguments)))
+        patch.setattr(train, "look", lambda *_: None)
+        train.main([str(word) for word in arguments])
 
 
-def run_tiny(out, small_data, *more, evaluate=False):
-    run("wrn", "--scheme", 3, "--batch-size", 30, "--data", small_data, "--out", out, *more, evaluate=evaluate)
-    return the_run(out)
+def new_run(small_data, out, *more):
+    run("wrn", "--scheme", 3, "--batch-size", 25, "--data", small_data, "--out", out, *more)
 
 
-def error_of(*arguments):
+def error_of(function, *arguments):
     """Return the one line with which main gives up."""
     with pytest.raises(SystemExit) as exit_:
-        run(*arguments, evaluate=True)
+        function(*arguments)
     assert isinstance(exit_.value.code, str)  # so that the exit status is 1
     assert exit_.value.code.startswith("error: ")
     assert "\n" not in exit_.value.code
     return exit_.value.code
 
 
-def change_config(run_dir, **changes):
-    config = json.loads((run_dir / "config.json").read_text())
-    (run_dir / "config.json").write_text(json.dumps(config | changes, indent=2) + "\n")
+@contextlib.contextmanager
+def interrupted(method, call):
+    """Within a `with` block, which it must end, Ctrl-C strikes in the n-th call of this TensorBoard method."""
+    calls, real = itertools.count(1), getattr(keras.callbacks.TensorBoard, method)
+
+    def count(*arguments, **keywords):
+        if next(calls) == call:
+            raise KeyboardInterrupt
+        return real(*arguments, **keywords)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(keras.callbacks.TensorBoard, method, count)
+        with pytest.raises((KeyboardInterrupt, SystemExit)):
+            yield
+
+
+@contextlib.contextmanager
+def full_disk(limit):
+    """Within a `with` block no file can be written beyond `limit` bytes."""
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
 
 
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, small_data):
     """A finished run of three epochs."""
-    return run_tiny(tmp_path_factory.mktemp("finished"), small_data, "--epochs", 3, evaluate=True)
+    out = tmp_path_factory.mktemp("finished")
+    new_run(small_data, out, "--epochs", 3)
+    return the_run(out)
 
 
 @pytest.fixture
@@ -245,185 +214,188 @@ def copy(finished, tmp_path):
     return Path(shutil.copytree(finished, tmp_path / "name" / "time"))
 
 
-@pytest.fixture
-def interrupted(copy):
-    """The same as if it were to have a fourth epoch."""
-    change_config(copy, epochs=4)
-    (copy / "metrics.json").unlink()
-    return copy
+@pytest.fixture(scope="module")
+def own_run(tmp_path_factory):
+    """A run of one epoch, trained from Python."""
+    return train_tiny(tiny_model(), tmp_path_factory.mktemp("own"), keras.optimizers.SGD(0.01), epochs=1)[1]
+
+
+def change_config(run_dir, **changes):
+    config = read_json(run_dir / "config.json") | changes
+    (run_dir / "config.json").write_text(json.dumps({name: x for name, x in config.items() if x is not None}))
+
+
+# ---------------------------------------------------------------- Killed and stopped, and the same weights in the end
+
+
+def test_job_that_is_killed_and_queued_again_equals_an_undisturbed_one(small_data, tmp_path):
+    """One unchanged command, started four times: SIGKILL in the first epoch, SIGTERM, Ctrl-C, then to the end."""
+    arguments = [*WRN, "--scheme", 1, "--epochs", 5, "--batch-size", 25, "--holdout", "--data", small_data]
+    out = tmp_path / "my {runs} (1) ü"
+    job = [*arguments, "--resume", "--out", str(out)]
+    (tmp_path / "keras.json").write_text('{"image_data_format": "channels_first", "floatx": "float16"}')
+    odd = {"KERAS_HOME": str(tmp_path), "KERAS_BACKEND": "jax", "MPLBACKEND": "module://matplotlib_inline"}
+
+    program = Program(*job, PYTHONIOENCODING="ascii", **odd)
+    program.wait_until(lambda: epochs_in(the_run(out)) == 0)
+    run_dir = the_run(out)
+    for second in (["--resume", run_dir], job):  # in this process, while the other one is working
+        assert f"another process is working on {run_dir}" in error_of(run, *second)
+    with pytest.raises(train.RunError, match="another process is working"):
+        train_tiny(tiny_model(), None, run_dir=run_dir)
+    assert program.end(signal.SIGKILL)[0] == -signal.SIGKILL
+    assert epochs_in(run_dir) == 0
+    (line,) = re.findall(r"tensorboard .*", program.read(program.out))
+    assert shlex.split(line) == ["tensorboard", "--logdir", str(run_dir / "logs").replace("ü", "?")]
+
+    program = Program(*job)
+    program.wait_until(lambda: epochs_in(run_dir) == 1)
+    assert program.end(signal.SIGTERM)[0] == -signal.SIGTERM  # at once, without a farewell
+    program = Program(*job)
+    program.wait_until(lambda: epochs_in(run_dir) >= 2 and [*run_dir.glob("*.new.*")])
+    status, farewell = program.end(signal.SIGINT)
+    assert status == 130
+    assert not (run_dir / "metrics.json").exists()
+    words = shlex.split(farewell.removeprefix("Stopped; go on with: "))
+    assert words == [sys.executable, os.path.relpath(ROOT / "train.py"), *map(str, job)]
+
+    program = Program(*job, closed=True, **odd)
+    train.main([*map(str, arguments), "--out", str(tmp_path / "undisturbed")])
+    assert program.end()[0] == 0
+    assert [*out.glob("*/*")] == [run_dir]
+    assert_equal_runs(the_run(tmp_path / "undisturbed"), run_dir, 5)
 
 
 class Killed(BaseException):
     """Stands for a kill: nothing catches it."""
 
 
-def test_kill_at_each_file_operation_of_an_epoch_changes_nothing(tmp_path, monkeypatch):
-    real = {"replace": train.replace, "savez": np.savez, "open": open, "on_epoch_end": train.RunRecorder.on_epoch_end}
-    operations, snapshots, kill_at = [], {}, [None]
+def test_kill_while_any_file_is_written_changes_nothing(tmp_path, monkeypatch):
+    """The n-th start is killed when it has half of the n-th file on the disk, until one comes to its end."""
 
-    def spy(name):
-        def operation(*arguments, **keywords):
-            if name == "open" and "w" not in arguments:
-                return open(*arguments, **keywords)
-            operations.append(name)
-            killed = kill_at[0] is not None and len(operations) == kill_at[0]
-            if killed and name == "replace":
-                raise Killed
-            result = real[name](*arguments, **keywords)
-            if killed:  # with half of the file on the disk
-                Path(arguments[0]).write_bytes(Path(arguments[0]).read_bytes()[:2000])
-                raise Killed
-            return result
-
-        return operation
-
-    def on_epoch_end(self, epoch, logs=None):
-        operations.clear()
-        kill_at[0] = kill_in[1] if epoch == kill_in[0] else None
-        real["on_epoch_end"](self, epoch, logs)
-        assert snapshots.setdefault(epoch, contents(self.run_dir)) == contents(self.run_dir)
-
-    monkeypatch.setattr(train, "replace", spy("replace"))
-    monkeypatch.setattr(np, "savez", spy("savez"))
-    monkeypatch.setattr(train, "open", spy("open"), raising=False)
-    monkeypatch.setattr(train.RunRecorder, "on_epoch_end", on_epoch_end)
-
-    def train_until(epochs, seed):
+    def start(folder):
+        seed = int((tmp_path / folder / "state.npz").exists())  # other weights, for the state to replace
         optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
-        return train_tiny(tiny_model(seed), None, optimizer, epochs=epochs, batch_size=60, run_dir=tmp_path / folder)[0]
+        train_tiny(tiny_model(seed), None, optimizer, epochs=2, run_dir=tmp_path / folder)
 
-    folder, kill_in = "undisturbed", (None, None)
-    whole = train_until(6, seed=0)
-    assert operations[:3] == ["replace", "open", "replace"]
-    assert operations[:5] == ["replace", "open", "replace", "savez", "replace"]  # best.keras is replaced each time
-    assert whole["val_loss"] == sorted(whole["val_loss"], reverse=True)
+    def replace(new, path, real=os.replace):
+        left.pop()
+        if not left:
+            os.truncate(new, os.path.getsize(new) // 2)
+            raise Killed
+        real(new, path)
 
-    folder = "killed"
-    for k in range(1, 6):  # in the second epoch at the first operation, in the third at the second, …
-        kill_in = (k, k)
+    start("undisturbed")
+    monkeypatch.setattr(os, "replace", replace)
+    for n in itertools.count(1):
+        left = [None] * n
+        with contextlib.suppress(Killed):
+            start("killed")
+            break
+    assert n > 6
+    assert_equal_runs(tmp_path / "undisturbed", tmp_path / "killed", 2)
+
+
+class Twice(layers.Layer):
+    """A layer of one's own, which is not registered with Keras."""
+
+    def call(self, x):
+        return 2 * x
+
+
+def frozen_dropout():
+    """Return a network with Twice and a frozen layer that has dropout."""
+    frozen = keras.Sequential([layers.Dropout(0.5)], name="frozen")
+    frozen.trainable = False
+    stack = [keras.Input((32, 32, 3)), layers.Rescaling(1 / 255), layers.AveragePooling2D(8), frozen, Twice()]
+    return keras.Sequential([*stack, layers.Flatten(), layers.Dense(10, activation="softmax")])
+
+
+class Subclassed(keras.Model):
+    """A network with a variable that belongs to none of its layers."""
+
+    def __init__(self):
+        super().__init__()
+        self.dropout, self.dense = layers.Dropout(0.5), layers.Dense(10, activation="softmax")
+        self.scale = self.add_weight(shape=(), initializer="ones", name="scale")
+
+    def call(self, images, training):
+        pixels = keras.ops.reshape(images[:, ::8, ::8] / 255, (-1, 48))
+        return self.dense(self.dropout(pixels, training=training) * self.scale)
+
+
+@pytest.mark.parametrize(("build", "batch"), [(frozen_dropout, 5), (Subclassed, 2)])  # of three batches in an epoch
+def test_any_model_that_is_stopped_within_an_epoch_ends_on_the_same_bits(build, batch, tmp_path, capsys):
+    def start(folder, seed):
+        keras.utils.set_random_seed(seed)
+        optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
+        train_tiny(build(), None, optimizer, epochs=2, run_dir=tmp_path / folder)
+
+    start("undisturbed", seed=0)
+    assert "register_keras_serializable" in capsys.readouterr().out
+    with interrupted("on_train_batch_end", batch):
+        start("stopped", seed=0)
+    start("stopped", seed=1)
+    assert_equal_runs(tmp_path / "undisturbed", tmp_path / "stopped", 2)
+
+
+def test_best_model_is_that_of_the_lowest_loss_whatever_interrupts(tmp_path):
+    """A negative rate makes the model worse, so that the lowest, the highest, the first and the last loss differ."""
+
+    def start(*rates):
+        keywords = {"epochs": 4, "run_dir": tmp_path, "lr_schedule_fn": lambda epoch: rates[epoch]}
+        return train_tiny(tiny_model(), None, keras.optimizers.SGD(0.01), **keywords)[0]["val_loss"]
+
+    with interrupted("on_epoch_end", 4):  # after a fourth epoch that was the best of all, and saved as such
+        start(-0.001, 0.01, -0.02, 0.1)
+    losses = start(-0.001, 0.01, -0.02, 0.012)
+    assert losses[1] < losses[3] < losses[0] < losses[2]
+    best = keras.models.load_model(tmp_path / "best.keras")
+    assert helpers.evaluate(best, helpers.X_VAL, helpers.Y_VAL)[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+def test_graph_is_there_although_the_run_was_killed_before_it(tmp_path, monkeypatch):
+    def graph(_):
+        raise Killed
+
+    with monkeypatch.context() as patch:
+        patch.setattr(tf.summary, "graph", graph)
         with pytest.raises(Killed):
-            train_until(6, seed=k - 1)
-        for name in ("best.new.keras", "history.new.csv", "state.new.npz", "model.new.keras"):
-            (tmp_path / folder / name).write_bytes(b"half of it")
-    kill_in = (None, None)
-    history = train_until(6, seed=9)
-    assert {name: history[name] for name in history if name != "seconds"} == {
-        name: whole[name] for name in whole if name != "seconds"
-    }
-    assert_equal_runs(tmp_path / "undisturbed", tmp_path / "killed", 6)
+            train_tiny(tiny_model(), None, run_dir=tmp_path)
+    with interrupted("on_epoch_begin", 1):
+        train_tiny(tiny_model(), None, run_dir=tmp_path)
+    assert max(path.stat().st_size for path in (tmp_path / "logs" / "graph").iterdir()) > 2000
 
 
-def test_lengthened_run_equals_a_long_one_and_another_seed_does_not(finished, small_data, tmp_path):
-    run_dir = run_tiny(tmp_path / "short", small_data, "--epochs", 2)
+# ---------------------------------------------------------------- A resume costs nothing that was finished
+
+
+def test_lengthening_can_fail_and_be_taken_back_and_equals_a_long_run(finished, small_data, tmp_path):
+    new_run(small_data, tmp_path, "--epochs", 2)
+    run_dir = the_run(tmp_path)
+    before = files(run_dir)
+    with interrupted("on_train_batch_end", 2):
+        run("--resume", run_dir, "--epochs", 3000)
+    assert {path: content for path, content in files(run_dir).items() if ".new." not in path.name} == before
+    assert "is finished" in error_of(run, "--resume", run_dir)
+
+    with interrupted("on_epoch_begin", 2):
+        run("--resume", run_dir, "--epochs", 3000)
+    assert not (run_dir / "metrics.json").exists()
+    assert read_json(run_dir / "config.json")["epochs"] == 3000
+    assert f"3 epochs of {run_dir} are done" in error_of(run, "--resume", run_dir, "--epochs", 2)
     run("--resume", run_dir, "--epochs", 3)
     assert_equal_runs(finished, run_dir, 3)
-    other = run_tiny(tmp_path / "other", small_data, "--epochs", 1, "--seed", 1)
-    assert read_history(other)[0]["loss"] != read_history(finished)[0]["loss"]
+    assert read_json(run_dir / "config.json") == read_json(finished / "config.json")
 
 
-def test_killed_after_the_last_epoch_goes_on_with_the_evaluation(finished, copy):
-    metrics = json.loads((copy / "metrics.json").read_text())
-    for name in ("metrics.json", "confusion.png", "model.keras"):
-        (copy / name).unlink()
-    (copy / "model.new.keras").write_bytes(b"half of it")
-    run("--resume", copy, evaluate=True)
-    assert_equal_runs(finished, copy, 3)
-    assert json.loads((copy / "metrics.json").read_text()) == metrics
-
-
-# ---------------------------------------------------------------- What --resume refuses, and what it says
-
-
-@pytest.mark.parametrize(
-    ("arguments", "changes", "message"),
-    [
-        ([], {}, "is finished: all 3 epochs are done"),
-        (["--data", "sample"], {}, "is finished: all 3 epochs are done"),
-        (["--epochs", 2], {}, "has 3 epochs; --epochs can lengthen it, not shorten it"),
-        (["--epochs", 9], {"schedule": "cosine"}, "its learning rate is zero after 3 epochs; start a new run"),
-        (["--epochs", 4, "--data", "sample"], {}, "was trained on other data"),
-        (["--epochs", 4], {"data": {"source": "moved.npz"}}, "moved.npz"),
-    ],
-)
-def test_run_says_why_it_cannot_go_on_and_stays_as_it_is(copy, arguments, changes, message):
-    change_config(copy, **changes)
-    before = {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()}
-    assert message in error_of("--resume", copy, *arguments)
-    assert {path: path.read_bytes() for path in copy.rglob("*") if path.is_file()} == before
-
-
-def test_resumed_with_moved_data_on_another_machine(interrupted, small_data, tmp_path, capsys):
-    config = json.loads((interrupted / "config.json").read_text())
-    cores = re.sub(r"\d+ cores", "99 cores", config["device"])
-    assert cores != config["device"]
-    change_config(interrupted, device=cores, data=config["data"] | {"source": "/moved.npz"})
-    moved = shutil.copy(small_data, tmp_path / "moved.npz")
-    run("--resume", interrupted, "--data", moved)
-    (line,) = [line for line in capsys.readouterr().out.splitlines() if "Another machine" in line]
-    assert cores in line
-    assert config["device"] in line
-    assert len(read_history(interrupted)) == 4
-    assert json.loads((interrupted / "config.json").read_text())["data"]["source"] == str(moved)
-
-
-def test_run_without_a_state_says_that_it_begins_again(finished, interrupted, capsys):
-    change_config(interrupted, epochs=3)
-    (interrupted / "state.npz").unlink()
-    run("--resume", interrupted)
-    assert "No epoch of this run is complete: it begins again" in capsys.readouterr().out
-    assert_equal_runs(finished, interrupted, 3)
-
-
-@pytest.mark.parametrize("out", ["file", "file/below", "/proc/below"])
-def test_folder_that_cannot_be_written_is_found_before_the_data_are_loaded(tmp_path, monkeypatch, out):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").write_text("not a folder")
-    monkeypatch.setattr(train.data, "load_cifar10", lambda *_: pytest.fail("the data are loaded"))
-    assert out.split("/")[-1] in error_of("wrn", "--out", out)
-
-
-# ---------------------------------------------------------------- Full disks, lost folders, damaged and hostile files
-
-
-@pytest.mark.parametrize(
-    ("owner", "function", "limit"),
-    [
-        (train, "train_run", 10),  # config.json
-        (keras.callbacks.ModelCheckpoint, "on_epoch_end", 1000),
-        (np, "savez", 1000),
-        pytest.param(keras.callbacks.TensorBoard, "on_epoch_end", 10, marks=pytest.mark.long),
-        pytest.param(train.RunRecorder, "on_epoch_end", 100, marks=pytest.mark.long),  # history.csv
-        pytest.param(keras.Sequential, "save", 1000, marks=pytest.mark.long),
-        (train, "plot_histories", 300),
-        (train.RunRecorder, "on_epoch_end", None),
-        (train, "evaluate_performance", None),
-    ],
-)
-def test_full_disk_or_lost_folder_is_one_line(interrupted, monkeypatch, owner, function, limit):
-    """Fills the disk, or removes the folder where `limit` is None, just before `function` is called."""
-    real = getattr(owner, function)
-
-    def disturbed(*arguments, **keywords):
-        if limit is None:
-            shutil.rmtree(interrupted)
-        else:
-            resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))
-        return real(*arguments, **keywords)
-
-    monkeypatch.setattr(owner, function, disturbed)
-    if function in ("save", "plot_histories", "evaluate_performance"):
-        change_config(interrupted, epochs=3)  # nothing is left to train
-    try:
-        error = error_of("--resume", interrupted)
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
-    assert shlex.split(error.split("continue with: ")[1])[-2:] == ["--resume", str(interrupted)]
-    if limit:
-        model = train.assemble(keras.Sequential([keras.layers.Identity()], trainable=False), tiny_network())
-        model.compile(train.make_optimizer(train.RECIPES["tutorial"]["wrn"], 2))
-        model.optimizer.build(model.trainable_variables)
-        assert len(train.restore(model, interrupted)) == 3  # all is there to resume from
-        assert not (interrupted / "metrics.json").exists()  # it would say that the run is finished
+def test_run_goes_on_without_its_best_model(copy, capsys):
+    (copy / "best.keras").unlink()
+    run("--resume", copy, "--epochs", 4)
+    lost = min(read_history(copy)[:3], key=lambda row: float(row["val_loss"]))["epoch"]
+    assert f"the best weights so far, those of epoch {lost}, are lost" in capsys.readouterr().out
+    assert len(read_history(copy)) == 4
+    assert (copy / "metrics.json").exists()
 
 
 class Trap:
@@ -436,55 +408,264 @@ class Trap:
         return Path.touch, (self.path,)
 
 
-def spoil(path, damage, trap):
-    good = path.read_bytes()
-    path.unlink()
-    if damage == "truncated":
-        path.write_bytes(good[: len(good) // 2])
-    elif damage == "text":
-        path.write_text("not what it was")
-    elif damage == "pickle":
-        arrays = dict(np.load(io.BytesIO(good)))
-        np.savez(path, **arrays | {"epoch": np.array(Trap(trap), dtype=object)})
-        np.load(path, allow_pickle=True)["epoch"]
-        trap.unlink()  # it does run where pickle is allowed
-    elif damage == "one array less":
-        arrays = dict(np.load(io.BytesIO(good)))
-        del arrays[f"arr_{len(arrays) - 2}"]
-        np.savez(path, **arrays)
-    elif damage == "other shapes":
-        arrays = dict(np.load(io.BytesIO(good)))
-        np.savez(path, **{name: array if name == "epoch" else np.zeros(3) for name, array in arrays.items()})
-    elif damage == "one row less":
-        path.write_bytes(b"".join(good.splitlines(keepends=True)[:-1]))
+def hostile_state(run_dir):
+    path, trapped = run_dir / "state.npz", run_dir.parent / "trapped"
+    np.savez(path, **dict(np.load(path)) | {"history": np.array(Trap(trapped), dtype=object)})
+    np.load(path, allow_pickle=True)["history"]
+    trapped.unlink()  # it does run where pickle is allowed
+
+
+def half_a_state(run_dir):
+    os.truncate(run_dir / "state.npz", 5000)
+
+
+def other_state(run_dir):
+    arrays = dict(np.load(run_dir / "state.npz"))
+    np.savez(run_dir / "state.npz", **arrays | {"arr_0": arrays["arr_1"]})
+
+
+def old_run(run_dir):
+    change_config(run_dir, optimizer_config=None, dtype_policy=None, environment=None, mixed_precision=False)
+
+
+CANNOT_GO_ON = {
+    "has metrics.json, history.csv, best.keras but not state.npz": lambda path: (path / "state.npz").unlink(),
+    "state.npz is damaged: the run cannot be continued (": half_a_state,
+    "state.npz is damaged: the run cannot be continued": hostile_state,
+    "is of another network or optimizer: the shapes of their variables differ": other_state,
+    "is not the folder of a run, or its config.json is damaged (": lambda path: (path / "config.json").unlink(),
+    "is not the folder of a run, or its config.json is damaged": lambda path: (path / "config.json").write_text("[]"),
+    "was recorded by an older version of this code": old_run,
+    "was trained from Python: call compile_and_train again": lambda path: change_config(path, network="own"),
+    "its learning rate falls to zero in 3 epochs": lambda path: change_config(path, schedule="cosine"),
+}
+
+
+@pytest.mark.parametrize(("words", "spoil"), CANNOT_GO_ON.items())
+def test_run_that_cannot_go_on_says_so_in_one_line_and_stays_as_it_is(copy, words, spoil):
+    spoil(copy)
+    before = files(copy)
+    error = error_of(run, "--resume", copy, "--epochs", 4)
+    assert words in error
+    assert str(copy) in error
+    assert files(copy) == before
+    assert not (copy.parent / "trapped").exists()
+
+
+CANNOT_BE_ASKED = {  # the end of the path and more words -> the answer
+    "": "is finished: all 3 epochs are done, the result is in metrics.json; a larger --epochs lengthens it",
+    "/state.npz": "is finished: all 3 epochs are done",
+    "/..": "is not the folder of a run, or its config.json is damaged; did you mean {}?",
+    " --epochs 2": "3 epochs of {} are done; a run can be lengthened, not shortened",
+    " --epochs 4 --data sample": "images and labels: ",
+    " --epochs 4 --batch-size 20": "(batch_size: 25); --batch-size cannot be given with it",
+    " --epochs 4 svgg": "(network: wrn); svgg cannot be given with it",
+    " --out elsewhere": "--out cannot be given with it",
+}
+
+
+@pytest.mark.parametrize(("asked", "answer"), CANNOT_BE_ASKED.items())
+def test_resume_says_what_it_cannot_do(finished, asked, answer):
+    below, *more = asked.split(" ")
+    before = files(finished)
+    assert answer.format(finished) in error_of(run, "--resume", os.path.normpath(f"{finished}{below}"), *more)
+    assert files(finished) == before
+
+
+# ---------------------------------------------------------------- Which run, and with which settings
+
+
+def test_resume_without_a_folder_takes_the_newest_unfinished_run_of_this_command(small_data, tmp_path, capsys):
+    def folder_of(*more, out=tmp_path / "runs"):
+        """Return the folder of a run, which is stopped before its first epoch."""
+        capsys.readouterr()
+        with interrupted("on_epoch_begin", 1):
+            new_run(small_data, out, *more)
+        return Path(re.search("Run folder: (.*)", capsys.readouterr().out)[1])
+
+    first, second = folder_of("--resume"), folder_of()
+    assert first != second
+    assert folder_of("--resume") == second
+    others = [["--seed", 1], ["--holdout"], ["--data", "sample"], ["--epochs", 9]]
+    assert not {folder_of("--resume", *other) for other in others} & {first, second}
+    assert folder_of("--resume", out=tmp_path / "elsewhere").is_relative_to(tmp_path / "elsewhere")
+    (second / "metrics.json").write_text("{}")  # finished
+    assert folder_of("--resume") == first
+    (first / "metrics.json").write_text("{}")
+    assert folder_of("--resume") not in (first, second)
+
+
+def call_again(run_dir, model, **changes):
+    """Call compile_and_train as own_run did, but for the changes."""
+    arguments = {"x_train": helpers.X_TRAIN, "y_train": helpers.Y_TRAIN, "x_val": helpers.X_VAL, "y_val": helpers.Y_VAL}
+    arguments |= {"scheme": 3, "epochs": 1, "batch_size": 20, "optimizer": keras.optimizers.SGD(0.01)}
+    return train.compile_and_train(model, "tiny", run_dir=run_dir, **arguments | changes)[0]
+
+
+def assert_refused(run_dir, model, words, **changes):
+    before, weights = files(run_dir), model.get_weights()
+    with pytest.raises(train.RunError, match=re.escape(words)):
+        call_again(run_dir, model, **changes)
+    helpers.assert_equal_arrays(model.get_weights(), weights)
+    assert files(run_dir) == before
+
+
+OTHER_SETTINGS = {
+    "images and labels: ": {"x_train": helpers.X_TRAIN[::-1]},
+    "images and labels:": {"y_val": helpers.Y_VAL[::-1]},
+    "scheme: 3 then, {'feat": {"scheme": augment.SCHEMES[3] | {"rotation_range": 5}},
+    "batch_size: 20 then, 30 now": {"batch_size": 30},
+    "seed: 0 then, 1 now": {"seed": 1},
+    "label_smoothing: 0.0 then, 0.1 now": {"label_smoothing": 0.1},
+    "network: own then, mine now": {"settings": {"network": "mine"}},
+    "optimizer's name: SGD then, Adam now": {"optimizer": keras.optimizers.Adam(0.01)},
+    "optimizer's learning_rate: 0.0": {"optimizer": keras.optimizers.SGD(0.02)},
+    "optimizer's momentum: 0.0 then, 0.9 now": {"optimizer": keras.optimizers.SGD(0.01, momentum=0.9)},
+}
+
+
+@pytest.mark.parametrize(("words", "changes"), OTHER_SETTINGS.items())
+def test_call_with_another_setting_is_refused_by_name(own_run, words, changes):
+    assert_refused(own_run, tiny_model(seed=1), f"the run in {own_run} has other settings ({words}", **changes)
+
+
+def test_call_with_another_policy_or_network_is_refused(own_run, mixed_precision):
+    assert_refused(own_run, tiny_model(seed=1), "(dtype_policy: float32 then, mixed_float16 now)")
+    keras.config.set_dtype_policy("float32")
+    wide = keras.Sequential([keras.Input((32, 32, 3)), layers.Flatten(), layers.Dense(10, activation="softmax")])
+    model = train.assemble(augment.standardiser(helpers.X_TRAIN, 3), wide)  # its first variables would fit
+    assert_refused(own_run, model, f"the run in {own_run} is of another network or optimizer")
+
+
+@pytest.mark.parametrize("error", [None, OSError(errno.ENOLCK, "no locks available")])
+def test_same_call_has_the_run_back_also_where_there_are_no_locks(own_run, monkeypatch, error):
+    def flock(*_):
+        raise error
+
+    monkeypatch.setattr(train, "fcntl", SimpleNamespace(flock=flock, LOCK_EX=0, LOCK_NB=0) if error else None)
+    model = tiny_model(seed=1)
+    history = call_again(own_run, model, jit_compile=False)
+    assert [repr(loss) for loss in history["loss"]] == [row["loss"] for row in read_history(own_run)]
+    helpers.assert_equal_arrays(model.get_weights(), keras.models.load_model(own_run / "model.keras").get_weights())
+
+
+def test_run_goes_on_with_moved_data_on_another_machine(copy, small_data, tmp_path, monkeypatch, capsys):
+    config = read_json(copy / "config.json")
+    moved = shutil.copy(small_data, tmp_path / "moved.npz")
+    change_config(copy, device="old", versions={"keras": "3.14.0"}, data=config["data"] | {"source": "/lost.npz"})
+    monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "7")
+    run("--resume", copy, "--epochs", 4, "--data", moved, "--no-xla")
+    lines = re.findall("The last digits may differ: (.*) was (.*), now (.*)", capsys.readouterr().out)
+    assert [line[0] for line in lines] == ["versions", "device", "environment"]
+    assert lines[1][1:] == ("old", config["device"])
+    assert "'TF_NUM_INTRAOP_THREADS': '7'" in lines[2][2]
+    changed = read_json(copy / "config.json")
+    assert len(read_history(copy)) == 4
+    assert changed["data"]["source"] == str(moved)
+    assert (changed["device"], changed["no_xla"], changed["epochs"]) == (config["device"], True, 4)
+
+
+def test_folders_for_runs(monkeypatch, tmp_path, small_data):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    with interrupted("on_epoch_begin", 1):
+        new_run(small_data, "~/runs")
+    assert the_run(tmp_path / "runs")
+
+    class Clock(datetime.datetime):
+        @classmethod
+        def now(cls, zone=None):
+            return cls(2030, 1, 2, 3, 4, 5)  # it stands still
+
+    monkeypatch.setattr(datetime, "datetime", Clock)
+    made = [train.new_run_dir(tmp_path, "name") for _ in range(3)]
+    assert [path.name for path in made] == ["20300102-030405", "20300102-030405-2", "20300102-030405-3"]
+    assert all(path.is_dir() for path in made)
+
+
+# ---------------------------------------------------------------- Full disks, lost folders, errors
+
+
+def advice_in(line):
+    """Return the arguments of the command that a line advises."""
+    words = shlex.split(line.split("go on with: ")[1])
+    assert words[:2] == [sys.executable, os.path.relpath(ROOT / "train.py")]
+    return words[2:]
+
+
+def test_before_there_is_a_run_the_advice_is_the_same_command(small_data, tmp_path, monkeypatch, capsys):
+    def load_cifar10(_):
+        raise KeyboardInterrupt
+
+    given = ["--scheme", "3", "--batch-size", "25", "--data", small_data, "--out", str(tmp_path)]
+    monkeypatch.setattr(
+        train, "open_run", lambda *_, real=train.open_run: full.enter_context(full_disk(10)) or real(*_)
+    )
+    with contextlib.ExitStack() as full:
+        error = error_of(new_run, small_data, tmp_path)
+    assert "File too large" in error
+    assert advice_in(error) == ["wrn", *given]
+    monkeypatch.setattr(data, "load_cifar10", load_cifar10)
+    with pytest.raises(SystemExit) as exit_:
+        new_run(small_data, tmp_path)
+    assert exit_.value.code == 130
+    assert advice_in(capsys.readouterr().err) == ["wrn", *given]
 
 
 @pytest.mark.parametrize(
-    ("name", "damage"),
+    ("owner", "function", "limit"),
     [
-        *itertools.product(RECORDS, ("truncated", "text")),
-        *(("state.npz", damage) for damage in ("pickle", "one array less", "other shapes")),
-        ("history.csv", "one row less"),
-        *((name, "missing") for name in ("config.json", "history.csv", "best.keras")),
+        (keras.callbacks.ModelCheckpoint, "on_epoch_end", 1000),
+        (train.RunRecorder, "on_epoch_end", 1000),
+        (train.RunRecorder, "on_epoch_end", None),
+        (train, "evaluate_performance", 1000),
+        (train, "evaluate_performance", None),
     ],
 )
-def test_damaged_file_is_one_line_and_nothing_else_changes(interrupted, tmp_path, name, damage):
-    def files():
-        config = (interrupted / "config.json").read_text() if name != "config.json" else "{}"
-        others = [path for path in interrupted.iterdir() if path.is_file() and path.name != "config.json"]
-        return json.loads(config), {path.name: path.read_bytes() for path in others}
+def test_full_disk_or_lost_folder_is_one_line(copy, monkeypatch, capsys, owner, function, limit):
+    """Fills the disk, or removes the folder where `limit` is None, just before `function` is called."""
 
-    spoil(interrupted / name, damage, tmp_path / "trapped")
-    before = files()
-    assert str(interrupted) in error_of("--resume", interrupted)
-    assert files() == before
-    assert not (tmp_path / "trapped").exists()
+    def disturbed(*arguments, real=getattr(owner, function), **keywords):
+        full.enter_context(full_disk(limit)) if limit else shutil.rmtree(copy)
+        return real(*arguments, **keywords)
+
+    monkeypatch.setattr(owner, function, disturbed)
+    given = ["--resume", str(copy)] + (["--epochs", "4"] if function == "on_epoch_end" else [])
+    if function == "evaluate_performance":
+        (copy / "metrics.json").unlink()
+    before = files(copy)
+    with contextlib.ExitStack() as full:
+        error = error_of(run, *given)
+    if limit:
+        assert advice_in(error) == given
+        after = files(copy)
+        assert [path.name for path in before if after[path] != before[path]] in ([], ["model.keras"])
 
 
-@pytest.mark.parametrize("content", ["[]", "5", "null", "{}", '{"network": "vgg"}', '{"network": "wrn"}'])
-def test_file_that_is_no_config_is_refused(copy, content):
-    (copy / "config.json").write_text(content)
-    assert f"{copy} is not the folder of a run" in error_of("--resume", copy)
+def test_long_error_of_tensorflow_shows_its_cause(small_data, tmp_path, monkeypatch):
+    def fit(*_, **__):
+        raise tf.errors.ResourceExhaustedError(None, None, 100 * "part of the graph\n" + "the GPU is out of memory")
+
+    monkeypatch.setattr(keras.Sequential, "fit", fit)
+    error = error_of(new_run, small_data, tmp_path)
+    assert "the GPU is out of memory. Mend that, then go on with: " in error
+    assert advice_in(error) == ["--resume", str(the_run(tmp_path))]
+
+
+def test_mistake_in_a_network_keeps_its_traceback(small_data, tmp_path, monkeypatch):
+    def build_wrn(*_):
+        raise ValueError("Inputs have incompatible shapes")
+
+    monkeypatch.setattr(train.wrn, "build_wrn", build_wrn)
+    with pytest.raises(ValueError, match="Inputs have incompatible shapes"):
+        train.main(["wrn", "--data", small_data, "--out", str(tmp_path)])
+
+
+@pytest.mark.parametrize("out", ["file/below", "/proc/below"])
+def test_folder_that_cannot_be_written_is_found_before_the_data_are_loaded(tmp_path, monkeypatch, out):
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "file").write_text("not a folder")
+    monkeypatch.setattr(data, "load_cifar10", lambda *_: pytest.fail("the data are loaded"))
+    assert out in error_of(run, "wrn", "--out", out)
 
 
 # ---------------------------------------------------------------- Many kills
@@ -495,7 +676,7 @@ def kill(program, out, moment, writing):
     program.wait_until(lambda: "Fitting the standard" in program.read(program.out))
     end = time.monotonic() + moment
     while program.process.poll() is None:
-        if time.monotonic() > end and (not writing or [*the_run(out).glob("*.new.*")]):
+        if time.monotonic() > end and (not writing or [*out.glob("*/*/*.new.*")]):
             program.process.kill()
             break
         time.sleep(0 if writing else 0.001)
@@ -505,74 +686,53 @@ def kill(program, out, moment, writing):
     return status != 0
 
 
-def kill_at_random(arguments, kills, chance, folder, epochs, in_a_row=99):
-    """Kill and resume runs at random moments until `kills` have struck; return (kills, runs, equal runs)."""
-    started = Program(*arguments, "--out", folder / "whole")
-    started.wait_until(lambda: "Fitting the standard" in started.read(started.out))
+def kill_at_random(name, kills, seed, folder):
+    """Kill a requeued job, wrn-tutorial-full or the like, at `kills` random moments; return (runs, equal runs)."""
+    network, recipe, protocol = name.split("-")
+    arguments = [*(WRN if network == "wrn" else [network]), "--recipe", recipe, "--epochs", 4, "--batch-size", 30]
+    arguments += ["--data", save_data(folder / "small.npz", 80, 20), *(["--holdout"] if protocol == "holdout" else [])]
+    chance, struck, equal = random.Random(f"{seed} {name}"), 0, []
+    program = Program(*arguments, "--out", folder / "whole")
+    program.wait_until(lambda: "Fitting the standard" in program.read(program.out))
     begin = time.monotonic()
-    assert started.end()[0] == 0
-    length, struck, equal = time.monotonic() - begin, 0, []
+    assert program.end()[0] == 0
+    length = time.monotonic() - begin
     while struck < kills:
         out = folder / f"killed{len(equal)}"
         while not (the_run(out) and (the_run(out) / "metrics.json").exists()):
-            program = start_or_resume(arguments, out)
+            program = Program(*arguments, "--resume", "--out", out)
             if struck < kills:
                 struck += kill(program, out, chance.uniform(0, length), chance.random() < 0.33)
             else:
                 assert program.end()[0] == 0
         try:
-            assert_equal_runs(the_run(folder / "whole"), the_run(out), epochs)
+            assert_equal_runs(the_run(folder / "whole"), the_run(out), 4)
             equal.append(True)
         except AssertionError as error:
             print(error)
             equal.append(False)
-    return struck, len(equal), sum(equal)
+    return len(equal), sum(equal)
 
 
 @pytest.mark.long
-@pytest.mark.parametrize("case", [["svgg", "--recipe", "modern", "--holdout"], WRN])  # with whitening: the WRN
-def test_run_survives_five_kills(case, small_data, tmp_path):
-    arguments = [*case, "--epochs", 4, "--batch-size", 30, "--data", small_data]
-    whole = Program(*arguments, "--out", tmp_path / "whole")
-    out = tmp_path / "killed"
-    for epochs_before, writing in ((0, False), (0, True), (1, True), (2, False), (2, True)):
-        program = start_or_resume(arguments, out)
-        program.wait_until(lambda n=epochs_before: the_run(out) and epochs_in(the_run(out)) >= n)
-        if (epochs_before, writing) == (2, False):
-            assert program.end(signal.SIGTERM)[0] == -signal.SIGTERM  # at once, without a farewell
-        else:
-            assert kill(program, out, 0.2, writing)
-        assert bool([*the_run(out).glob("*.new.*")]) >= writing
-    assert start_or_resume(arguments, out).end()[0] == 0
-    assert whole.end()[0] == 0
-    assert_equal_runs(the_run(tmp_path / "whole"), the_run(out), 4)
+@pytest.mark.parametrize("name", ["wrn-tutorial-full", "svgg-modern-holdout"])  # with whitening: the first
+def test_run_survives_kills_at_random_moments(name, tmp_path):
+    runs, equal = kill_at_random(name, 5, 0, tmp_path)
+    assert runs == equal
 
 
 def main():
     parser = argparse.ArgumentParser(description="Kill runs at random moments, resume them, compare them bit for bit.")
     parser.add_argument("--kills", type=int, default=20, help="for each network, recipe and protocol (default: 20)")
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument(
-        "--only", default="", metavar="TEXT", help="those with this in their name, as wrn-tutorial-full"
-    )
+    parser.add_argument("--only", default="", metavar="TEXT", help="only those with this in their name")
     options = parser.parse_args()
-    table = [f"{'network':8} {'recipe':9} {'protocol':9} kills  runs  equal"]
-    with tempfile.TemporaryDirectory() as folder:
-        small_data = save_data(Path(folder) / "small.npz", 80, 20)
-        for (network, *size), recipe, protocol in itertools.product(
-            (WRN, ["svgg"]), train.RECIPES, ("full", "holdout")
-        ):
-            name = f"{network}-{recipe}-{protocol}"
-            if options.only not in name:
-                continue
-            arguments = [network, *size, "--recipe", recipe, *(["--holdout"] if protocol == "holdout" else [])]
-            arguments += ["--epochs", 4, "--batch-size", 40, "--data", small_data]
-            chance = random.Random(f"{options.seed} {name}")  # the same if run in parts
-            kills, runs, equal = kill_at_random(arguments, options.kills, chance, Path(folder) / name, 4)
-            table.append(f"{network:8} {recipe:9} {protocol:9} {kills:5} {runs:5} {equal:6}")
-            print(table[-1], flush=True)
-            shutil.rmtree(Path(folder) / name)
-    print("", *table, sep="\n")
+    print(f"{'case':25} kills  runs  equal", flush=True)
+    for parts in itertools.product(("wrn", "svgg"), ("tutorial", "modern"), ("full", "holdout")):
+        if options.only in (name := "-".join(parts)):
+            with tempfile.TemporaryDirectory() as folder:
+                runs, equal = kill_at_random(name, options.kills, options.seed, Path(folder))
+            print(f"{name:25} {options.kills:5} {runs:5} {equal:6}", flush=True)
 
 
 if __name__ == "__main__":
