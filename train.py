@@ -422,7 +422,7 @@ def view_feature_maps(model, image, path, count=8):
     best = [f"{data.CLASS_NAMES[i]} {probabilities[i]:.0%}" for i in probabilities.argsort()[:-4:-1]]
     axes[0, 0].set_title("\n".join(best), fontsize=9)
     for row, (height, values) in zip(axes[:, 1:], maps.items(), strict=False):
-        strongest = values.max(axis=(0, 1)).argsort()[::-1][:count]
+        strongest = np.argsort(-values.max(axis=(0, 1)), kind="stable")[:count]
         title = f"{height}×{height}, {len(strongest)} of {values.shape[2]} maps"
         row[0].set_title(title, fontsize=9, loc="left")
         for axis, channel in zip(row, strongest, strict=False):
@@ -477,7 +477,10 @@ def keep_model(new, path):
 
     with zipfile.ZipFile(new) as archive:  # a .keras file is a zip archive; its config.json describes the layers
         contents = {name: archive.read(name) for name in archive.namelist()}
-    contents["config.json"] = json.dumps(json.loads(contents["config.json"], object_hook=simplify))
+    config = json.loads(contents["config.json"], object_hook=simplify)
+    if b'"mixed_' in contents["config.json"]:
+        config.pop("compile_config", None)  # its optimizer, wrapped for mixed precision, would not fit
+    contents["config.json"] = json.dumps(config)
     with zipfile.ZipFile(new, "w") as archive:
         for name, content in contents.items():
             archive.writestr(name, content)
@@ -670,7 +673,7 @@ def check_model(model, optimizer, images):
     outputs = model(tf.cast(images, tf.float32), training=False)  # this also builds a model that is not built yet
     shape = getattr(outputs, "shape", None)
     if shape is None or tuple(shape) != (len(images), len(data.CLASS_NAMES)):
-        found = "several outputs" if shape is None else f"an output of shape (B, {str(tuple(shape)[1:])[1:]}"
+        found = "several outputs" if shape is None else f"one of shape ({', '.join(['B', *map(str, shape[1:])])})"
         raise RunError(f'the model must end in one output (B, 10), Dense(10, activation="softmax"); it has {found}')
     outputs = np.asarray(outputs, np.float32)
     if outputs.min() < 0 or not np.allclose(outputs.sum(axis=1), 1, atol=0.01):

@@ -60,7 +60,7 @@ def read_scalars(folder):
 def evaluate(model, images, labels, batch_size=500):
     """Return loss and accuracy from the probabilities, in NumPy."""
     probabilities = model.predict(images, batch_size, verbose=0).astype(float)
-    loss = -np.log(probabilities[np.arange(len(labels)), labels]).mean()
+    loss = -np.log(np.maximum(probabilities[np.arange(len(labels)), labels], 1e-38)).mean()
     return loss, (probabilities.argmax(1) == labels).mean()
 
 

@@ -384,7 +384,7 @@ def test_second_server_is_asked_if_the_first_fails_and_its_file_is_kept(server, 
     assert socket.getdefaulttimeout() is None
 
 
-@pytest.mark.parametrize(("first", "second"), [("wrong", "broken"), ("dead", "missing")])
+@pytest.mark.parametrize(("first", "second"), [("wrong", "broken"), ("silent", "missing")])
 def test_failed_download_is_one_line_with_both_reasons_and_the_ways_out(server, tmp_path, first, second):
     server.choose(first, second)
     with pytest.raises(SystemExit) as caught:

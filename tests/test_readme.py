@@ -45,7 +45,7 @@ def test_training_command_is_accepted_and_its_network_built(command):
     if "--help" in words:
         return  # test_every_flag_in_the_readme_exists runs it
     given = vars(train.make_parser().parse_args(words))
-    if "network" in given:
+    if given["network"]:
         settings = train.make_settings(given)
         augment.scheme_settings(settings["scheme"])
         train.make_optimizer(settings, 1)

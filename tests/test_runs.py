@@ -131,6 +131,7 @@ def contents(run_dir):
     if (run_dir / "metrics.json").exists():
         found |= read_json(run_dir / "metrics.json")
     found |= {"files": {path.name for path in run_dir.rglob("*") if "tfevents" not in path.name}}
+    found |= {"graph": max(path.stat().st_size for path in (run_dir / "logs" / "graph").iterdir())}
     return {name: value for name, value in found.items() if "second" not in name}
 
 
@@ -139,6 +140,7 @@ def assert_equal_runs(one, other, epochs):
     assert a["epoch"][0] == [*range(1, epochs + 1)]
     assert list(a["train", "epoch_loss"]) == [*range(epochs)]
     assert len([name for name in a if "best.keras" in name]) >= 2
+    assert a["graph"] > 2000
     assert a.keys() == b.keys()
     assert [name for name in a if a[name] != b[name]] == []
 
@@ -190,16 +192,6 @@ def interrupted(method, call):
             yield
 
 
-@contextlib.contextmanager
-def full_disk(limit):
-    """Within a `with` block no file can be written beyond `limit` bytes."""
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1))
-    try:
-        yield
-    finally:
-        resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
-
-
 @pytest.fixture(scope="module")
 def finished(tmp_path_factory, small_data):
     """A finished run of three epochs."""
@@ -229,8 +221,8 @@ def change_config(run_dir, **changes):
 
 
 def test_job_that_is_killed_and_queued_again_equals_an_undisturbed_one(small_data, tmp_path):
-    """One unchanged command, started four times: SIGKILL in the first epoch, SIGTERM, Ctrl-C, then to the end."""
-    arguments = [*WRN, "--scheme", 1, "--epochs", 5, "--batch-size", 25, "--holdout", "--data", small_data]
+    """One unchanged command, started three times: killed in the first epoch, stopped by Ctrl-C, then to the end."""
+    arguments = [*WRN, "--scheme", 3, "--epochs", 4, "--batch-size", 25, "--holdout", "--data", small_data]
     out = tmp_path / "my {runs} (1) ü"
     job = [*arguments, "--resume", "--out", str(out)]
     (tmp_path / "keras.json").write_text('{"image_data_format": "channels_first", "floatx": "float16"}')
@@ -249,10 +241,7 @@ def test_job_that_is_killed_and_queued_again_equals_an_undisturbed_one(small_dat
     assert shlex.split(line) == ["tensorboard", "--logdir", str(run_dir / "logs").replace("ü", "?")]
 
     program = Program(*job)
-    program.wait_until(lambda: epochs_in(run_dir) == 1)
-    assert program.end(signal.SIGTERM)[0] == -signal.SIGTERM  # at once, without a farewell
-    program = Program(*job)
-    program.wait_until(lambda: epochs_in(run_dir) >= 2 and [*run_dir.glob("*.new.*")])
+    program.wait_until(lambda: epochs_in(run_dir) >= 1 and [*run_dir.glob("*.new.*")])
     status, farewell = program.end(signal.SIGINT)
     assert status == 130
     assert not (run_dir / "metrics.json").exists()
@@ -263,37 +252,7 @@ def test_job_that_is_killed_and_queued_again_equals_an_undisturbed_one(small_dat
     train.main([*map(str, arguments), "--out", str(tmp_path / "undisturbed")])
     assert program.end()[0] == 0
     assert [*out.glob("*/*")] == [run_dir]
-    assert_equal_runs(the_run(tmp_path / "undisturbed"), run_dir, 5)
-
-
-class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
-
-
-def test_kill_while_any_file_is_written_changes_nothing(tmp_path, monkeypatch):
-    """The n-th start is killed when it has half of the n-th file on the disk, until one comes to its end."""
-
-    def start(folder):
-        seed = int((tmp_path / folder / "state.npz").exists())  # other weights, for the state to replace
-        optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
-        train_tiny(tiny_model(seed), None, optimizer, epochs=2, run_dir=tmp_path / folder)
-
-    def replace(new, path, real=os.replace):
-        left.pop()
-        if not left:
-            os.truncate(new, os.path.getsize(new) // 2)
-            raise Killed
-        real(new, path)
-
-    start("undisturbed")
-    monkeypatch.setattr(os, "replace", replace)
-    for n in itertools.count(1):
-        left = [None] * n
-        with contextlib.suppress(Killed):
-            start("killed")
-            break
-    assert n > 6
-    assert_equal_runs(tmp_path / "undisturbed", tmp_path / "killed", 2)
+    assert_equal_runs(the_run(tmp_path / "undisturbed"), run_dir, 4)
 
 
 class Twice(layers.Layer):
@@ -324,16 +283,49 @@ class Subclassed(keras.Model):
         return self.dense(self.dropout(pixels, training=training) * self.scale)
 
 
-@pytest.mark.parametrize(("build", "batch"), [(frozen_dropout, 5), (Subclassed, 2)])  # of three batches in an epoch
-def test_any_model_that_is_stopped_within_an_epoch_ends_on_the_same_bits(build, batch, tmp_path, capsys):
+class Killed(BaseException):
+    """Stands for a kill: nothing catches it."""
+
+
+def test_kill_while_any_file_is_written_changes_nothing(tmp_path, monkeypatch):
+    """The n-th start is killed when it has half of the n-th file on the disk, until one comes to its end."""
+
+    def start(folder):
+        keras.utils.set_random_seed((tmp_path / folder / "state.npz").exists())  # other weights, for it to replace
+        optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
+        train_tiny(frozen_dropout(), None, optimizer, epochs=2, run_dir=tmp_path / folder)
+
+    def replace(new, path, real=os.replace):
+        if not files_left.pop():
+            os.truncate(new, os.path.getsize(new) // 2)
+            raise Killed
+        real(new, path)
+
+    def graph(drawn, real=tf.summary.graph):
+        if not files_left.pop():
+            raise Killed
+        real(drawn)
+
+    start("undisturbed")
+    monkeypatch.setattr(os, "replace", replace)
+    monkeypatch.setattr(tf.summary, "graph", graph)
+    for n in itertools.count():
+        files_left = [False, *n * [True]]
+        with contextlib.suppress(Killed):
+            start("killed")
+            break
+    assert n > 6
+    assert_equal_runs(tmp_path / "undisturbed", tmp_path / "killed", 2)
+
+
+def test_subclassed_model_that_is_stopped_in_its_first_epoch_ends_on_the_same_bits(tmp_path, capsys):
     def start(folder, seed):
         keras.utils.set_random_seed(seed)
-        optimizer = keras.optimizers.SGD(0.1, momentum=0.9)
-        train_tiny(build(), None, optimizer, epochs=2, run_dir=tmp_path / folder)
+        train_tiny(Subclassed(), None, keras.optimizers.SGD(0.1), epochs=2, run_dir=tmp_path / folder)
 
     start("undisturbed", seed=0)
     assert "register_keras_serializable" in capsys.readouterr().out
-    with interrupted("on_train_batch_end", batch):
+    with interrupted("on_train_batch_end", 2):
         start("stopped", seed=0)
     start("stopped", seed=1)
     assert_equal_runs(tmp_path / "undisturbed", tmp_path / "stopped", 2)
@@ -352,19 +344,6 @@ def test_best_model_is_that_of_the_lowest_loss_whatever_interrupts(tmp_path):
     assert losses[1] < losses[3] < losses[0] < losses[2]
     best = keras.models.load_model(tmp_path / "best.keras")
     assert helpers.evaluate(best, helpers.X_VAL, helpers.Y_VAL)[0] == pytest.approx(losses[1], rel=1e-5)
-
-
-def test_graph_is_there_although_the_run_was_killed_before_it(tmp_path, monkeypatch):
-    def graph(_):
-        raise Killed
-
-    with monkeypatch.context() as patch:
-        patch.setattr(tf.summary, "graph", graph)
-        with pytest.raises(Killed):
-            train_tiny(tiny_model(), None, run_dir=tmp_path)
-    with interrupted("on_epoch_begin", 1):
-        train_tiny(tiny_model(), None, run_dir=tmp_path)
-    assert max(path.stat().st_size for path in (tmp_path / "logs" / "graph").iterdir()) > 2000
 
 
 # ---------------------------------------------------------------- A resume costs nothing that was finished
@@ -389,15 +368,6 @@ def test_lengthening_can_fail_and_be_taken_back_and_equals_a_long_run(finished, 
     assert read_json(run_dir / "config.json") == read_json(finished / "config.json")
 
 
-def test_run_goes_on_without_its_best_model(copy, capsys):
-    (copy / "best.keras").unlink()
-    run("--resume", copy, "--epochs", 4)
-    lost = min(read_history(copy)[:3], key=lambda row: float(row["val_loss"]))["epoch"]
-    assert f"the best weights so far, those of epoch {lost}, are lost" in capsys.readouterr().out
-    assert len(read_history(copy)) == 4
-    assert (copy / "metrics.json").exists()
-
-
 class Trap:
     """Makes a file when it is unpickled."""
 
@@ -415,27 +385,19 @@ def hostile_state(run_dir):
     trapped.unlink()  # it does run where pickle is allowed
 
 
-def half_a_state(run_dir):
-    os.truncate(run_dir / "state.npz", 5000)
-
-
 def other_state(run_dir):
     arrays = dict(np.load(run_dir / "state.npz"))
     np.savez(run_dir / "state.npz", **arrays | {"arr_0": arrays["arr_1"]})
 
 
-def old_run(run_dir):
-    change_config(run_dir, optimizer_config=None, dtype_policy=None, environment=None, mixed_precision=False)
-
-
 CANNOT_GO_ON = {
     "has metrics.json, history.csv, best.keras but not state.npz": lambda path: (path / "state.npz").unlink(),
-    "state.npz is damaged: the run cannot be continued (": half_a_state,
+    "state.npz is damaged: the run cannot be continued (": lambda path: os.truncate(path / "state.npz", 5000),
     "state.npz is damaged: the run cannot be continued": hostile_state,
     "is of another network or optimizer: the shapes of their variables differ": other_state,
     "is not the folder of a run, or its config.json is damaged (": lambda path: (path / "config.json").unlink(),
     "is not the folder of a run, or its config.json is damaged": lambda path: (path / "config.json").write_text("[]"),
-    "was recorded by an older version of this code": old_run,
+    "was recorded by an older version of this code": lambda path: change_config(path, optimizer_config=None),
     "was trained from Python: call compile_and_train again": lambda path: change_config(path, network="own"),
     "its learning rate falls to zero in 3 epochs": lambda path: change_config(path, schedule="cosine"),
 }
@@ -549,18 +511,25 @@ def test_same_call_has_the_run_back_also_where_there_are_no_locks(own_run, monke
     helpers.assert_equal_arrays(model.get_weights(), keras.models.load_model(own_run / "model.keras").get_weights())
 
 
-def test_run_goes_on_with_moved_data_on_another_machine(copy, small_data, tmp_path, monkeypatch, capsys):
+def test_run_goes_on_with_moved_data_on_another_machine_without_its_best_model(
+    copy, small_data, tmp_path, monkeypatch, capsys
+):
+    (copy / "best.keras").unlink()
+    lost = min(read_history(copy), key=lambda row: float(row["val_loss"]))["epoch"]
     config = read_json(copy / "config.json")
     moved = shutil.copy(small_data, tmp_path / "moved.npz")
     change_config(copy, device="old", versions={"keras": "3.14.0"}, data=config["data"] | {"source": "/lost.npz"})
     monkeypatch.setenv("TF_NUM_INTRAOP_THREADS", "7")
     run("--resume", copy, "--epochs", 4, "--data", moved, "--no-xla")
-    lines = re.findall("The last digits may differ: (.*) was (.*), now (.*)", capsys.readouterr().out)
+    printed = capsys.readouterr().out
+    assert f"the best weights so far, those of epoch {lost}, are lost" in printed
+    lines = re.findall("The last digits may differ: (.*) was (.*), now (.*)", printed)
     assert [line[0] for line in lines] == ["versions", "device", "environment"]
     assert lines[1][1:] == ("old", config["device"])
     assert "'TF_NUM_INTRAOP_THREADS': '7'" in lines[2][2]
     changed = read_json(copy / "config.json")
     assert len(read_history(copy)) == 4
+    assert (copy / "metrics.json").exists()
     assert changed["data"]["source"] == str(moved)
     assert (changed["device"], changed["no_xla"], changed["epochs"]) == (config["device"], True, 4)
 
@@ -592,53 +561,49 @@ def advice_in(line):
     return words[2:]
 
 
-def test_before_there_is_a_run_the_advice_is_the_same_command(small_data, tmp_path, monkeypatch, capsys):
+DISASTERS = [  # before which function, and how many bytes a file may then have; None: the folder is removed
+    (train, "open_run", 10),  # a new run
+    (keras.callbacks.ModelCheckpoint, "on_epoch_end", 1000),  # a run that is made longer
+    (train.RunRecorder, "on_epoch_end", 1000),
+    (train, "evaluate_performance", 1000),  # a run that was killed after its last epoch
+    (train, "evaluate_performance", None),
+]
+
+
+@pytest.mark.parametrize(("owner", "function", "limit"), DISASTERS)
+def test_full_disk_or_lost_folder_is_one_line(small_data, copy, tmp_path, monkeypatch, capsys, owner, function, limit):
+    def disturbed(*arguments, real=vars(owner)[function], **keywords):
+        resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1)) if limit else shutil.rmtree(copy)
+        return real(*arguments, **keywords)
+
+    given = ["--resume", str(copy)]
+    if function == "open_run":
+        given = ["wrn", "--data", small_data, "--out", str(tmp_path)]
+    elif function == "on_epoch_end":
+        given += ["--epochs", "4"]
+    else:
+        (copy / "metrics.json").unlink()
+    kept = [path for path in files(copy) if path.suffix in (".json", ".npz") or path.name == "best.keras"]
+    before = [path.read_bytes() for path in kept]
+    monkeypatch.setattr(owner, function, disturbed)
+    try:
+        error = error_of(run, *given)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (-1, -1))
+    if limit:
+        assert advice_in(error) == given
+        assert [path.read_bytes() for path in kept] == before
+
+
+def test_ctrl_c_while_the_data_are_loading(small_data, tmp_path, monkeypatch, capsys):
     def load_cifar10(_):
         raise KeyboardInterrupt
 
-    given = ["--scheme", "3", "--batch-size", "25", "--data", small_data, "--out", str(tmp_path)]
-    monkeypatch.setattr(
-        train, "open_run", lambda *_, real=train.open_run: full.enter_context(full_disk(10)) or real(*_)
-    )
-    with contextlib.ExitStack() as full:
-        error = error_of(new_run, small_data, tmp_path)
-    assert "File too large" in error
-    assert advice_in(error) == ["wrn", *given]
     monkeypatch.setattr(data, "load_cifar10", load_cifar10)
     with pytest.raises(SystemExit) as exit_:
-        new_run(small_data, tmp_path)
+        run("wrn", "--out", tmp_path)
     assert exit_.value.code == 130
-    assert advice_in(capsys.readouterr().err) == ["wrn", *given]
-
-
-@pytest.mark.parametrize(
-    ("owner", "function", "limit"),
-    [
-        (keras.callbacks.ModelCheckpoint, "on_epoch_end", 1000),
-        (train.RunRecorder, "on_epoch_end", 1000),
-        (train.RunRecorder, "on_epoch_end", None),
-        (train, "evaluate_performance", 1000),
-        (train, "evaluate_performance", None),
-    ],
-)
-def test_full_disk_or_lost_folder_is_one_line(copy, monkeypatch, capsys, owner, function, limit):
-    """Fills the disk, or removes the folder where `limit` is None, just before `function` is called."""
-
-    def disturbed(*arguments, real=getattr(owner, function), **keywords):
-        full.enter_context(full_disk(limit)) if limit else shutil.rmtree(copy)
-        return real(*arguments, **keywords)
-
-    monkeypatch.setattr(owner, function, disturbed)
-    given = ["--resume", str(copy)] + (["--epochs", "4"] if function == "on_epoch_end" else [])
-    if function == "evaluate_performance":
-        (copy / "metrics.json").unlink()
-    before = files(copy)
-    with contextlib.ExitStack() as full:
-        error = error_of(run, *given)
-    if limit:
-        assert advice_in(error) == given
-        after = files(copy)
-        assert [path.name for path in before if after[path] != before[path]] in ([], ["model.keras"])
+    assert advice_in(capsys.readouterr().err) == ["wrn", "--out", str(tmp_path)]
 
 
 def test_long_error_of_tensorflow_shows_its_cause(small_data, tmp_path, monkeypatch):
@@ -660,29 +625,24 @@ def test_mistake_in_a_network_keeps_its_traceback(small_data, tmp_path, monkeypa
         train.main(["wrn", "--data", small_data, "--out", str(tmp_path)])
 
 
-@pytest.mark.parametrize("out", ["file/below", "/proc/below"])
-def test_folder_that_cannot_be_written_is_found_before_the_data_are_loaded(tmp_path, monkeypatch, out):
-    monkeypatch.chdir(tmp_path)
-    (tmp_path / "file").write_text("not a folder")
+def test_folder_that_cannot_be_written_is_found_before_the_data_are_loaded(monkeypatch):
     monkeypatch.setattr(data, "load_cifar10", lambda *_: pytest.fail("the data are loaded"))
-    assert out in error_of(run, "wrn", "--out", out)
+    assert "/proc" in error_of(run, "wrn", "--out", "/proc")
 
 
 # ---------------------------------------------------------------- Many kills
 
 
-def kill(program, out, moment, writing):
-    """Kill a program after `moment` seconds of training, or when it then writes a file; return whether it struck."""
+def kill(program, out, moment, writing, number):
+    """Send a signal after `moment` seconds of training, or when a file is then written; return whether it struck."""
     program.wait_until(lambda: "Fitting the standard" in program.read(program.out))
     end = time.monotonic() + moment
     while program.process.poll() is None:
         if time.monotonic() > end and (not writing or [*out.glob("*/*/*.new.*")]):
-            program.process.kill()
             break
         time.sleep(0 if writing else 0.001)
-    status = program.process.wait()
-    if status not in (0, -signal.SIGKILL):
-        raise SystemExit(program.read(program.err))
+    status, last_line = program.end(number)
+    assert status in (0, -number, 130), last_line
     return status != 0
 
 
@@ -691,27 +651,27 @@ def kill_at_random(name, kills, seed, folder):
     network, recipe, protocol = name.split("-")
     arguments = [*(WRN if network == "wrn" else [network]), "--recipe", recipe, "--epochs", 4, "--batch-size", 30]
     arguments += ["--data", save_data(folder / "small.npz", 80, 20), *(["--holdout"] if protocol == "holdout" else [])]
-    chance, struck, equal = random.Random(f"{seed} {name}"), 0, []
+    chance, struck, runs, equal = random.Random(f"{seed} {name}"), 0, 0, 0
     program = Program(*arguments, "--out", folder / "whole")
     program.wait_until(lambda: "Fitting the standard" in program.read(program.out))
     begin = time.monotonic()
     assert program.end()[0] == 0
     length = time.monotonic() - begin
     while struck < kills:
-        out = folder / f"killed{len(equal)}"
+        out, runs = folder / f"killed{runs}", runs + 1
         while not (the_run(out) and (the_run(out) / "metrics.json").exists()):
             program = Program(*arguments, "--resume", "--out", out)
             if struck < kills:
-                struck += kill(program, out, chance.uniform(0, length), chance.random() < 0.33)
+                number = chance.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
+                struck += kill(program, out, chance.uniform(0, length), chance.random() < 0.33, number)
             else:
                 assert program.end()[0] == 0
         try:
             assert_equal_runs(the_run(folder / "whole"), the_run(out), 4)
-            equal.append(True)
+            equal += 1
         except AssertionError as error:
             print(error)
-            equal.append(False)
-    return len(equal), sum(equal)
+    return runs, equal
 
 
 @pytest.mark.long

@@ -66,6 +66,7 @@ def network():
 
 def test_the_layers_are_those_of_the_table(network):
     assert isinstance(network, keras.Sequential)
+    assert network.name == "svgg"
     assert network.inputs[0].shape == (None, 32, 32, 3)
     rows = [f"{describe(layer):<22}{shape_of(layer)}" for layer in network.layers]
     assert rows == [row for row in SVGG.splitlines() if row]

@@ -328,7 +328,9 @@ def test_rate_of_a_function_is_used_and_best_is_of_the_lowest_validation_loss(un
         model = keras.models.load_model(uneven_run.run_dir / f"{name}.keras")
         assert_equal_arrays(model.get_weights(), weights[after])
         scores = history["val_loss"][after - 1], history["val_accuracy"][after - 1]
-        assert evaluate(model, X_VAL, Y_VAL) == pytest.approx(scores, rel=1e-5)  # not augmented
+        found = model.evaluate(X_VAL, data.get_onehot(Y_VAL), 500, verbose=0)  # not augmented
+        assert found == pytest.approx(scores, rel=1e-5)
+        assert evaluate(model, X_VAL, Y_VAL)[1] == pytest.approx(scores[1])
     standardiser = uneven_run.model.layers[0]
     assert_equal_arrays(standardiser.get_weights(), augment.standardiser(X_TRAIN, 3).get_weights())
 
@@ -433,7 +435,7 @@ def test_any_keras_model_trains_and_is_told_before_that_its_files_need_its_code(
     _, best = train.evaluate_performance(model, history, run_dir, X_VAL, Y_VAL)
     with train.best_weights(model, run_dir):
         assert_equal_arrays(model.get_weights(), weights[1])
-        assert best == evaluate(model, X_VAL, Y_VAL)[1]
+        assert best == pytest.approx(evaluate(model, X_VAL, Y_VAL)[1])
     train.view_feature_maps(model, X_VAL[0], tmp_path / "maps.png")
     assert capsys.readouterr().out.splitlines()[-1].startswith("No feature maps drawn")
     assert not (tmp_path / "maps.png").exists()
@@ -471,7 +473,7 @@ def test_which_number_is_the_result_depends_on_what_chose_the_best_weights(uneve
     ):
         pair = train.evaluate_performance(model, history, str(run_dir), list(x), y[:, None])
         accuracies = [evaluate(of, x, y)[1] for of in (model, best)]
-        assert accuracies[0] != accuracies[1]
+        assert split == "test" or accuracies[0] != accuracies[1]  # with 30 images they may be equal
         assert pair == pytest.approx(accuracies)
         assert read_json(run_dir / "metrics.json") == {
             "result": f"test_accuracy_{result}",
@@ -617,13 +619,17 @@ def test_feature_maps_are_in_the_row_of_their_size_the_strongest_first(figures, 
     stack = [layers.Rescaling(1 / 255), layers.Conv2D(4, 3, 2, "same"), layers.ReLU(), layers.Conv2D(12, 3, 2, "same")]
     stack += [layers.Dropout(0.5), layers.GlobalMaxPooling2D(keepdims=True), layers.Flatten(), SOFTMAX]
     stack[-1] = layers.Dense(10, activation="softmax")
-    tensors = [keras.Input((32, 32, 3))]
-    for layer in stack:
-        tensors.append(layer(tensors[-1]))
+
+    def functional(chain):
+        first = last = keras.Input((32, 32, 3))
+        for layer in chain:
+            last = layer(last)
+        return keras.Model(first, last)
+
     model = {
         "sequential": lambda: keras.Sequential([keras.Input((32, 32, 3)), *stack]),
-        "functional": lambda: keras.Model(tensors[0], tensors[-1]),
-        "nested": lambda: keras.Sequential([keras.Input((32, 32, 3)), stack[0], keras.Model(tensors[1], tensors[-1])]),
+        "functional": lambda: functional(stack),
+        "nested": lambda: keras.Sequential([keras.Input((32, 32, 3)), stack[0], functional(stack[1:])]),
     }[kind]()
     outputs = [X_VAL[:1].astype("float32")]
     for layer in stack:
@@ -776,7 +782,14 @@ def test_no_test_does_without_the_test_set(tiny_main, tmp_path, monkeypatch, fig
 def test_dtype_policy_is_recorded_computed_with_and_given_back(tiny_main, tmp_path, capsys):
     keras.config.set_dtype_policy("mixed_bfloat16")
     small_data = save_data(tmp_path / "data.npz", 60, 20)
-    run_dir, config = tiny_main("--dtype-policy", "mixed_float16", "--epochs", 1, "--data", small_data)
+    networks = []
+
+    def network(name):
+        networks.append(tiny_network(name=name))
+        return networks[-1]
+
+    flags = ("--dtype-policy", "mixed_float16", "--epochs", 1, "--data", small_data)
+    run_dir, config = tiny_main(*flags, network=network)
     assert keras.config.dtype_policy().name == "mixed_bfloat16"
     with pytest.raises(SystemExit):
         train.main(["wrn", "--data", "nowhere", "--out", str(tmp_path)])  # float32
@@ -786,10 +799,12 @@ def test_dtype_policy_is_recorded_computed_with_and_given_back(tiny_main, tmp_pa
     assert config["dtype_policy"] == "mixed_float16"
     assert np.isfinite(float(read_history(run_dir)[0]["loss"]))
     printed = capsys.readouterr().out
-    assert printed.index("mixed_float16 is much slower than float32 without a GPU") < printed.index("Epoch 1/1")
+    assert printed.index("mixed_float16 is much slower than float32 without a GPU") < printed.index(" - loss: ")
+    assert [layer.compute_dtype for layer in networks[0].layers[1:]] == ["float16"] * 3 + ["float32"]
+    # The saved model computes in float32 everywhere.
     standardiser, network = keras.models.load_model(run_dir / "model.keras").layers
     assert {layer.compute_dtype for layer in standardiser.layers} == {"float32"}
-    assert [layer.compute_dtype for layer in network.layers[1:]] == ["float16"] * 3 + ["float32"]
+    assert {layer.compute_dtype for layer in network.layers} == {"float32"}
     assert {weight.dtype for weight in network.weights} == {"float32"}
 
 

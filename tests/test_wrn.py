@@ -152,6 +152,7 @@ def test_under_mixed_precision_the_probabilities_alone_are_float32(mixed_precisi
         (15, "not 15; the nearest: 10 or 16"),
         (41, "not 41; the nearest: 40 or 46"),
         (4, "not 4; the nearest: 10"),
+        (np.uint8(0), "not 0; the nearest: 10"),
         (-2, "not -2; the nearest: 10"),
         (True, "a whole number, not True"),
         (16.0, "a whole number, not 16.0"),
