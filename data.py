@@ -238,6 +238,8 @@ def load_npz(path):
     except Exception as error:  # NumPy, zipfile and zlib each have exceptions of their own
         raise DataError(f"{path} cannot be read as an .npz file ({error}). {ACCEPTED}") from None
     x_train, y_train = check_data(x_train, y_train, f"x_train in {path}", f"y_train in {path}")
+    if len(x_train) == 1:
+        raise DataError(f"{path} has one training image; two are needed, one of them for validation")
     return x_train, y_train, *check_data(x_test, y_test, f"x_test in {path}", f"y_test in {path}")
 
 

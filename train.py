@@ -385,11 +385,13 @@ def plot_confusion(labels, predicted, path):
 
 
 def layer_outputs(model, x):
-    """Return the output of each layer of a Keras model for the batch x, in order; models inside it are opened."""
+    """Return the output of each layer of a model for the batch x, in order; models in a sequential one are opened."""
     if not isinstance(model, keras.Sequential):
         # The functional API gives every tensor of a network. So a second model, with the same layers and weights but
-        # all of their outputs, shows what the first one computes on the way.
-        return keras.Model(model.inputs, [layer.output for layer in model.layers])(x, training=False)
+        # all of their outputs, shows what the first one computes on the way. (Not just layer.output: of a model inside
+        # this one, that is a tensor of the inner model's own graph.)
+        outputs = [keras.Layer.output.fget(layer) for layer in model.layers]
+        return keras.Model(model.inputs, outputs)(x, training=False)
     outputs = []
     for layer in model.layers:
         outputs += layer_outputs(layer, x) if isinstance(layer, keras.Model) else [layer(x, training=False)]
@@ -684,9 +686,10 @@ def check_model(model, optimizer, images):
     try:
         keras.saving.deserialize_keras_object(keras.saving.serialize_keras_object(model))
     except Exception as error:  # layers, and the functions in them, raise whatever they like
+        cause = data.one_line(str(error).split("Exception encountered: ")[-1])[:200]  # of a layer inside a model
         print(
             "model.keras and best.keras of this run will not load, because of a class or function of your own; decorate"
-            f" it with @keras.saving.register_keras_serializable() ({data.one_line(error)[:200]})"
+            f" it with @keras.saving.register_keras_serializable() ({cause})"
         )
 
 

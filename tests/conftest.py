@@ -5,10 +5,14 @@ import keras
 import pytest
 
 
+@pytest.fixture(autouse=True)
+def usual_dtype_policy():
+    """Whatever a test sets, the next one begins with Keras's usual policy."""
+    yield
+    keras.config.set_dtype_policy("float32")
+
+
 @pytest.fixture
 def mixed_precision():
     """Within the test Keras's layers compute in float16, unless they are told otherwise."""
-    before = keras.config.dtype_policy()
     keras.config.set_dtype_policy("mixed_float16")
-    yield
-    keras.config.set_dtype_policy(before)

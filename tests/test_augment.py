@@ -611,12 +611,14 @@ def test_images_of_one_colour_give_zeros(scheme, value):
     np.testing.assert_array_equal(augment.standardiser(images, scheme)(images), np.zeros(images.shape))
 
 
-def test_a_channel_that_never_changes_is_divided_by_what_image_data_generator_takes():
-    """By 1e-6: a grey level more is a million."""
-    images, unseen = np.full((10, 8, 8, 3), 127, np.uint8), np.full((1, 8, 8, 3), 128, np.uint8)
-    expected = by_image_data_generator(unseen, images, 3)
-    np.testing.assert_allclose(expected, 1e6, rtol=1e-5)
-    np.testing.assert_allclose(augment.standardiser(images, 3)(unseen), expected, rtol=1e-5)
+def test_a_channel_that_never_changes_is_not_divided_by_next_to_nothing():
+    images = np.random.default_rng(0).integers(0, 256, (10, 8, 8, 3)).astype(np.uint8)
+    images[..., 1] = 127
+    unseen = np.full((1, 8, 8, 3), 130, np.uint8)
+    found, expected = np.asarray(augment.standardiser(images, 3)(unseen)), by_image_data_generator(unseen, images, 3)
+    np.testing.assert_allclose(found[..., 1], 3)
+    np.testing.assert_allclose(found[..., ::2], expected[..., ::2], rtol=1e-4, atol=1e-5)
+    assert expected[..., 1].min() > 1e6
 
 
 @pytest.mark.parametrize("count", [10, 77, 1001])
@@ -635,7 +637,7 @@ def test_images_that_hardly_vary_are_not_drowned_in_rounding_noise(count):
     "images", [np.zeros((4, 8, 8, 3), "float32"), np.zeros((4, 8, 8, 3), "int64"), np.zeros((8, 8, 3), "uint8")]
 )
 def test_the_standardiser_is_fitted_on_uint8_images_only(images):
-    with pytest.raises(ValueError, match=r"needs uint8 images \(N, H, W, C\), got .*8, 8, 3\)"):
+    with pytest.raises(ValueError, match=r"must be uint8 \(N, H, W, C\).*got .*8, 8, 3\)"):
         augment.standardiser(images, 3)
 
 
@@ -689,17 +691,45 @@ def test_the_script_draws_its_three_figures(sample, fitted, tmp_path, capsys):
     assert scheme == 1
     printed = capsys.readouterr().out
     for name, (height, width) in {
-        "augmented_scheme1.png": (600, 750),  # 4 rows and 5 columns of 150 pixels
-        "augmented_scheme2.png": (600, 750),
-        "whitening.png": (300, 1200),
+        "augmentations.png": (1080, 1400),
+        "augmented_scheme1.png": (480, 1050),
+        "augmented_scheme2.png": (480, 1050),
+        "whitening.png": (300, 1400),
     }.items():
         path = tmp_path / "new" / "figures" / name
         assert str(path) in printed
         picture = imread(path)[..., :3]
         assert picture.shape == (height, width, 3)
         assert picture.std() > 0.1
-        cells = picture.reshape(height // 150, 150, width // 150, 150, 3).std(axis=(1, 3, 4))
-        assert cells.min() > 0.05  # there is something in every cell
+
+
+def test_rows_of_one_keyword_begin_with_the_original_and_differ_from_it_as_they_should(sample, tmp_path, monkeypatch):
+    drawn = {}
+    monkeypatch.setattr(
+        augment, "plot_rows", lambda rows, path, labels, title="": drawn.update(zip(labels, rows, strict=True))
+    )
+    image = sample.x_train[1]
+    augment.plot_one_by_one(image, tmp_path / "x.png")
+    rows = {label.split("\n")[0]: row.astype(int) for label, row in drawn.items()}
+    assert list(rows) == [
+        "width_shift_range = 0.25",
+        "width_shift_range = 9",
+        "rotation_range = 15",
+        "zoom_range = 0.2",
+        "shear_range = 0.2",
+        "shear_range = 12",
+        "horizontal_flip = True",
+    ]
+    for label, (original, *others) in rows.items():
+        np.testing.assert_array_equal(original, image)
+        changed = [np.abs(other - image).mean() for other in others]
+        assert (max(changed) < 2) == (label == "shear_range = 0.2")
+    flips = [np.array_equal(other, image[:, ::-1]) for other in rows["horizontal_flip = True"][1:]]
+    assert flips == [not np.array_equal(other, image) for other in rows["horizontal_flip = True"][1:]]
+    assert any(flips)
+    colours = {tuple(pixel) for pixel in image.reshape(-1, 3)}
+    for label, sharp in (("width_shift_range = 9", True), ("width_shift_range = 0.25", False)):
+        assert all(tuple(pixel) in colours for pixel in rows[label].reshape(-1, 3)) == sharp
 
 
 def test_the_script_draws_a_single_training_image_too(sample, fitted, tmp_path):
@@ -707,8 +737,8 @@ def test_the_script_draws_a_single_training_image_too(sample, fitted, tmp_path):
     x, y = sample.x_test[:2], sample.y_test[:2]
     np.savez(tmp_path / "mine.npz", x_train=x, y_train=y, x_test=x, y_test=y)
     augment.main(["--data", str(tmp_path / "mine.npz"), "--out", str(tmp_path)])
-    assert imread(tmp_path / "augmented_scheme1.png").shape[:2] == (600, 750)
-    assert imread(tmp_path / "whitening.png").shape[:2] == (300, 150)
+    assert imread(tmp_path / "augmented_scheme1.png").shape[:2] == (480, 1050)
+    assert imread(tmp_path / "whitening.png").shape[:2] == (300, 350)
 
 
 def test_the_script_says_in_one_line_what_is_wrong_with_its_data(tmp_path):

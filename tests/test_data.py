@@ -142,6 +142,8 @@ def test_a_tenth_of_the_training_images_and_at_least_one_is_for_validation(tmp_p
     for count, validation in ((2, 1), (19, 1), (20, 2)):
         path = make(tmp_path / "mine.npz", npz_bytes(x_train=IMAGES[:count], y_train=LABELS[:count]))
         assert [len(array) for array in data.load_cifar10(path)[:4]] == [count - validation] * 2 + [validation] * 2
+    path = make(tmp_path / "mine.npz", npz_bytes(x_train=IMAGES[:1], y_train=LABELS[:1]))
+    assert refusal(data.load_cifar10, path).startswith(f"{path} has one training image; two are needed")
 
 
 # ---------------------------------------------------------------- Nothing is unpickled but what is published
@@ -208,7 +210,8 @@ def test_bad_source_is_refused_with_what_it_is_and_what_is_accepted(tmp_path, mo
     before = sorted(tmp_path.rglob("*"))
     message = refusal(data.load_cifar10, name)
     assert words in message
-    assert 'numpy.savez("mine.npz", x_train=…, y_train=…, x_test=…, y_test=…)' in message
+    for accepted in ("cifar-10-python.tar.gz", "cifar-10-batches-py", "the word sample", 'numpy.savez("mine.npz", x_'):
+        assert accepted in message
     assert sorted(tmp_path.rglob("*")) == before  # no trap has sprung
 
 
@@ -220,11 +223,13 @@ def test_no_more_of_a_huge_member_is_read_than_a_batch_file_can_have(tmp_path):
 
 # ---------------------------------------------------------------- Images of one's own, with advice that can be followed
 
-GREY, LARGE = IMAGES[..., 1], IMAGES.repeat(3, axis=1).repeat(2, axis=2)  # (20, 32, 32), (20, 96, 64, 3)
-GREY_IN_COLOUR, FIRST = np.stack([GREY] * 3, axis=-1), IMAGES.transpose(0, 3, 1, 2)
+FIRST, GREY = IMAGES.transpose(0, 3, 1, 2), IMAGES[..., 1]
+GREY_IN_COLOUR = np.stack([GREY] * 3, axis=-1)
+NOISE = np.random.default_rng(0).integers(-99, 100, (20, 96, 64, 3))
+LARGE = np.uint8(np.clip(IMAGES.repeat(3, axis=1).repeat(2, axis=2) + NOISE, 0, 255))
 FORMS = {  # images: (as they come, as they should become, steps of advice)
     "floats of 0…1": (IMAGES / 255, IMAGES, 1),
-    "floats of 0…255": (np.minimum(IMAGES + 0.3, 255), IMAGES, 1),
+    "floats of 0…255": (np.maximum(IMAGES - 0.3, 0), IMAGES, 1),
     "whole numbers": (IMAGES.astype(np.int64), IMAGES, 1),
     "black and white": (IMAGES > 99, IMAGES > 99, 1),
     "channels first": (FIRST, IMAGES, 1),
@@ -248,7 +253,7 @@ def test_advice_for_images_followed_word_for_word_leads_to_the_right_images(tmp_
         given = eval(message.removeprefix(f"{found}; try "), {"images": given, "keras": keras})
     loaded = data.load_cifar10(make(tmp_path / "mine.npz", npz_bytes(x_test=given)))
     difference = np.abs(loaded.x_test - wanted.astype(float)).mean()
-    assert difference < 8 if "resize" in message else difference == 0  # resizing blurs a little
+    assert difference < 20 if "resize" in message else difference == 0  # 31 without antialias: the noise would stay
 
 
 def test_images_that_no_advice_fits_are_refused_without_any():
@@ -483,16 +488,19 @@ def test_terminal_that_lacks_a_letter_shows_another_and_a_closed_one_nothing(tmp
 
 def test_network_is_drawn_below_the_home_folder_or_the_missing_packages_are_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
-    monkeypatch.setattr(keras.utils, "plot_model", lambda model, path, **_: Path(path).write_text(model.name))
+    packages = ["pydot"]
+
+    def plot_model(model, path, show_shapes, **_):
+        if not packages:
+            raise ImportError("You must install pydot")
+        Path(path).write_text(model.name * show_shapes)
+
+    monkeypatch.setattr(keras.utils, "plot_model", plot_model)
     network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)], name="small")
     data.draw_network(network, "~/new/folder")
     assert (tmp_path / "new" / "folder" / "small.png").read_text() == "small"
     assert capsys.readouterr().out == f"The network's graph: {tmp_path}/new/folder/small.png\n"
-
-    def plot_model(*_, **__):
-        raise ImportError("You must install pydot")
-
-    monkeypatch.setattr(keras.utils, "plot_model", plot_model)
+    packages.clear()
     data.draw_network(network, tmp_path)
     assert "pip install pydot" in capsys.readouterr().out
 

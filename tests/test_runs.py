@@ -46,7 +46,6 @@ import augment
 import train
 
 ROOT = Path(__file__).parent.parent
-WRN = ["wrn", "--num-convs", "10", "--k-factor", "1"]
 
 
 @pytest.fixture(scope="module")
@@ -62,19 +61,17 @@ import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
+TINY = ["-c", "import sys, test_runs; test_runs.run(*sys.argv[1:])"]  # train.py with a tiny network, see `run`
 
 
 class Program:
     """train.py in a process of its own. Its output goes to files, so that it never waits for a reader."""
 
-    def __init__(self, *arguments, closed=False, **environment):
-        """closed: without stdout; environment: variables in addition to the user's."""
+    def __init__(self, program, *arguments):
         self.out, self.err = tempfile.TemporaryFile(), tempfile.TemporaryFile()  # noqa: SIM115
-        command = [sys.executable, "-c", LAUNCHER, str(ROOT / "train.py"), *map(str, arguments)]
-        if closed:
-            command = ["sh", "-c", 'exec "$@" >&-', "sh", *command]
-        users = {name: value for name, value in os.environ.items() if not name.startswith(("TF_", "KERAS_"))}
-        self.process = subprocess.Popen(command, env=users | environment, stdout=self.out, stderr=self.err)
+        command = [sys.executable, "-c", LAUNCHER, *program, *map(str, arguments)]
+        environment = os.environ | {"PYTHONPATH": f"{ROOT}{os.pathsep}{ROOT / 'tests'}"}
+        self.process = subprocess.Popen(command, env=environment, stdout=self.out, stderr=self.err)
 
     def read(self, file):
         return os.pread(file.fileno(), 1_000_000, 0).decode()
@@ -88,7 +85,7 @@ class Program:
         """Send a signal, or none if `number` is None; return the exit status and the last line of stderr."""
         if number:
             self.process.send_signal(number)
-        status = self.process.wait(timeout=600 if number is None else 20)
+        status = self.process.wait(timeout=600)  # Ctrl-C waits for NumPy to end a computation
         errors = self.read(self.err)
         assert "Traceback" not in errors, errors
         return status, (errors.strip().splitlines() or [""])[-1]
@@ -131,7 +128,7 @@ def contents(run_dir):
     if (run_dir / "metrics.json").exists():
         found |= read_json(run_dir / "metrics.json")
     found |= {"files": {path.name for path in run_dir.rglob("*") if "tfevents" not in path.name}}
-    found |= {"graph": max(path.stat().st_size for path in (run_dir / "logs" / "graph").iterdir())}
+    found["graph"] = any(path.stat().st_size > 2000 for path in (run_dir / "logs" / "graph").iterdir())
     return {name: value for name, value in found.items() if "second" not in name}
 
 
@@ -140,7 +137,7 @@ def assert_equal_runs(one, other, epochs):
     assert a["epoch"][0] == [*range(1, epochs + 1)]
     assert list(a["train", "epoch_loss"]) == [*range(epochs)]
     assert len([name for name in a if "best.keras" in name]) >= 2
-    assert a["graph"] > 2000
+    assert a["graph"]
     assert a.keys() == b.keys()
     assert [name for name in a if a[name] != b[name]] == []
 
@@ -174,6 +171,13 @@ def error_of(function, *arguments):
     assert exit_.value.code.startswith("error: ")
     assert "\n" not in exit_.value.code
     return exit_.value.code
+
+
+def advice_in(line):
+    """Return the arguments of the command that a line advises."""
+    words = shlex.split(line.split("go on with: ")[1])
+    assert words[:2] == [sys.executable, os.path.relpath(ROOT / "train.py")]
+    return words[2:]
 
 
 @contextlib.contextmanager
@@ -221,38 +225,32 @@ def change_config(run_dir, **changes):
 
 
 def test_job_that_is_killed_and_queued_again_equals_an_undisturbed_one(small_data, tmp_path):
-    """One unchanged command, started three times: killed in the first epoch, stopped by Ctrl-C, then to the end."""
-    arguments = [*WRN, "--scheme", 3, "--epochs", 4, "--batch-size", 25, "--holdout", "--data", small_data]
+    """One unchanged command, three times: killed in the first epoch, stopped by Ctrl-C in another, then to the end."""
+    arguments = ["wrn", "--scheme", "3", "--epochs", "6", "--batch-size", "25", "--holdout", "--data", small_data]
     out = tmp_path / "my {runs} (1) ü"
     job = [*arguments, "--resume", "--out", str(out)]
-    (tmp_path / "keras.json").write_text('{"image_data_format": "channels_first", "floatx": "float16"}')
-    odd = {"KERAS_HOME": str(tmp_path), "KERAS_BACKEND": "jax", "MPLBACKEND": "module://matplotlib_inline"}
 
-    program = Program(*job, PYTHONIOENCODING="ascii", **odd)
+    program = Program(TINY, *job)
     program.wait_until(lambda: epochs_in(the_run(out)) == 0)
+    program.process.send_signal(signal.SIGSTOP)  # it lives, but does not go on
     run_dir = the_run(out)
-    for second in (["--resume", run_dir], job):  # in this process, while the other one is working
+    for second in (["--resume", run_dir], job):  # in this process
         assert f"another process is working on {run_dir}" in error_of(run, *second)
     with pytest.raises(train.RunError, match="another process is working"):
         train_tiny(tiny_model(), None, run_dir=run_dir)
     assert program.end(signal.SIGKILL)[0] == -signal.SIGKILL
     assert epochs_in(run_dir) == 0
-    (line,) = re.findall(r"tensorboard .*", program.read(program.out))
-    assert shlex.split(line) == ["tensorboard", "--logdir", str(run_dir / "logs").replace("ü", "?")]
 
-    program = Program(*job)
+    program = Program(TINY, *job)
     program.wait_until(lambda: epochs_in(run_dir) >= 1 and [*run_dir.glob("*.new.*")])
     status, farewell = program.end(signal.SIGINT)
-    assert status == 130
+    assert (status, advice_in(farewell)) == (130, job)
     assert not (run_dir / "metrics.json").exists()
-    words = shlex.split(farewell.removeprefix("Stopped; go on with: "))
-    assert words == [sys.executable, os.path.relpath(ROOT / "train.py"), *map(str, job)]
 
-    program = Program(*job, closed=True, **odd)
-    train.main([*map(str, arguments), "--out", str(tmp_path / "undisturbed")])
-    assert program.end()[0] == 0
+    run(*job)
+    run(*arguments, "--out", tmp_path / "undisturbed")
     assert [*out.glob("*/*")] == [run_dir]
-    assert_equal_runs(the_run(tmp_path / "undisturbed"), run_dir, 4)
+    assert_equal_runs(the_run(tmp_path / "undisturbed"), run_dir, 6)
 
 
 class Twice(layers.Layer):
@@ -283,48 +281,40 @@ class Subclassed(keras.Model):
         return self.dense(self.dropout(pixels, training=training) * self.scale)
 
 
-class Killed(BaseException):
-    """Stands for a kill: nothing catches it."""
-
-
 def test_kill_while_any_file_is_written_changes_nothing(tmp_path, monkeypatch):
-    """The n-th start is killed when it has half of the n-th file on the disk, until one comes to its end."""
+    """What a kill leaves is the folder as it was at that moment, with a part of the file that was being written."""
 
-    def start(folder):
-        keras.utils.set_random_seed((tmp_path / folder / "state.npz").exists())  # other weights, for it to replace
-        optimizer = keras.optimizers.SGD(0.01, momentum=0.9)
-        train_tiny(frozen_dropout(), None, optimizer, epochs=2, run_dir=tmp_path / folder)
+    def start(run_dir):
+        keras.utils.set_random_seed((run_dir / "state.npz").exists())  # other weights, for it to replace
+        train_tiny(frozen_dropout(), None, keras.optimizers.SGD(0.1, momentum=0.9), epochs=1, run_dir=run_dir)
 
-    def replace(new, path, real=os.replace):
-        if not files_left.pop():
-            os.truncate(new, os.path.getsize(new) // 2)
-            raise Killed
-        real(new, path)
+    def copied_before(operation):
+        def copy_and_do(*arguments):
+            killed.append(tmp_path / f"killed{len(killed)}")
+            shutil.copytree(tmp_path / "undisturbed", killed[-1])
+            for file in killed[-1].glob("*.new.*"):
+                os.truncate(file, file.stat().st_size // 2)
+            operation(*arguments)
 
-    def graph(drawn, real=tf.summary.graph):
-        if not files_left.pop():
-            raise Killed
-        real(drawn)
+        return copy_and_do
 
-    start("undisturbed")
-    monkeypatch.setattr(os, "replace", replace)
-    monkeypatch.setattr(tf.summary, "graph", graph)
-    for n in itertools.count():
-        files_left = [False, *n * [True]]
-        with contextlib.suppress(Killed):
-            start("killed")
-            break
-    assert n > 6
-    assert_equal_runs(tmp_path / "undisturbed", tmp_path / "killed", 2)
+    killed = []
+    with monkeypatch.context() as patch:
+        patch.setattr(os, "replace", copied_before(os.replace))
+        patch.setattr(tf.summary, "graph", copied_before(tf.summary.graph))
+        start(tmp_path / "undisturbed")
+    assert len(killed) > 6
+    for run_dir in killed:
+        start(run_dir)
+        assert_equal_runs(tmp_path / "undisturbed", run_dir, 1)
 
 
-def test_subclassed_model_that_is_stopped_in_its_first_epoch_ends_on_the_same_bits(tmp_path, capsys):
+def test_subclassed_model_that_is_stopped_in_its_first_epoch_ends_on_the_same_bits(tmp_path):
     def start(folder, seed):
         keras.utils.set_random_seed(seed)
         train_tiny(Subclassed(), None, keras.optimizers.SGD(0.1), epochs=2, run_dir=tmp_path / folder)
 
     start("undisturbed", seed=0)
-    assert "register_keras_serializable" in capsys.readouterr().out
     with interrupted("on_train_batch_end", 2):
         start("stopped", seed=0)
     start("stopped", seed=1)
@@ -353,9 +343,9 @@ def test_lengthening_can_fail_and_be_taken_back_and_equals_a_long_run(finished, 
     new_run(small_data, tmp_path, "--epochs", 2)
     run_dir = the_run(tmp_path)
     before = files(run_dir)
-    with interrupted("on_train_batch_end", 2):
+    with interrupted("on_epoch_begin", 1):
         run("--resume", run_dir, "--epochs", 3000)
-    assert {path: content for path, content in files(run_dir).items() if ".new." not in path.name} == before
+    assert files(run_dir) == before
     assert "is finished" in error_of(run, "--resume", run_dir)
 
     with interrupted("on_epoch_begin", 2):
@@ -369,20 +359,16 @@ def test_lengthening_can_fail_and_be_taken_back_and_equals_a_long_run(finished, 
 
 
 class Trap:
-    """Makes a file when it is unpickled."""
-
-    def __init__(self, path):
-        self.path = path
+    """Makes a folder when it is unpickled."""
 
     def __reduce__(self):
-        return Path.touch, (self.path,)
+        return os.mkdir, ("trapped",)
 
 
 def hostile_state(run_dir):
-    path, trapped = run_dir / "state.npz", run_dir.parent / "trapped"
-    np.savez(path, **dict(np.load(path)) | {"history": np.array(Trap(trapped), dtype=object)})
-    np.load(path, allow_pickle=True)["history"]
-    trapped.unlink()  # it does run where pickle is allowed
+    np.savez(run_dir / "state.npz", history=np.array(Trap(), dtype=object))
+    np.load(run_dir / "state.npz", allow_pickle=True)["history"]
+    os.rmdir("trapped")  # it does run where pickle is allowed
 
 
 def other_state(run_dir):
@@ -404,14 +390,15 @@ CANNOT_GO_ON = {
 
 
 @pytest.mark.parametrize(("words", "spoil"), CANNOT_GO_ON.items())
-def test_run_that_cannot_go_on_says_so_in_one_line_and_stays_as_it_is(copy, words, spoil):
+def test_run_that_cannot_go_on_says_so_in_one_line_and_stays_as_it_is(copy, monkeypatch, words, spoil):
+    monkeypatch.chdir(copy.parent)
     spoil(copy)
     before = files(copy)
     error = error_of(run, "--resume", copy, "--epochs", 4)
     assert words in error
     assert str(copy) in error
     assert files(copy) == before
-    assert not (copy.parent / "trapped").exists()
+    assert not Path("trapped").exists()
 
 
 CANNOT_BE_ASKED = {  # the end of the path and more words -> the answer
@@ -554,13 +541,6 @@ def test_folders_for_runs(monkeypatch, tmp_path, small_data):
 # ---------------------------------------------------------------- Full disks, lost folders, errors
 
 
-def advice_in(line):
-    """Return the arguments of the command that a line advises."""
-    words = shlex.split(line.split("go on with: ")[1])
-    assert words[:2] == [sys.executable, os.path.relpath(ROOT / "train.py")]
-    return words[2:]
-
-
 DISASTERS = [  # before which function, and how many bytes a file may then have; None: the folder is removed
     (train, "open_run", 10),  # a new run
     (keras.callbacks.ModelCheckpoint, "on_epoch_end", 1000),  # a run that is made longer
@@ -572,13 +552,15 @@ DISASTERS = [  # before which function, and how many bytes a file may then have;
 
 @pytest.mark.parametrize(("owner", "function", "limit"), DISASTERS)
 def test_full_disk_or_lost_folder_is_one_line(small_data, copy, tmp_path, monkeypatch, capsys, owner, function, limit):
-    def disturbed(*arguments, real=vars(owner)[function], **keywords):
+    real = getattr(owner, function)
+
+    def disturbed(*arguments, **keywords):
         resource.setrlimit(resource.RLIMIT_FSIZE, (limit, -1)) if limit else shutil.rmtree(copy)
         return real(*arguments, **keywords)
 
     given = ["--resume", str(copy)]
     if function == "open_run":
-        given = ["wrn", "--data", small_data, "--out", str(tmp_path)]
+        given = ["wrn", "--scheme", "3", "--data", small_data, "--out", str(tmp_path)]
     elif function == "on_epoch_end":
         given += ["--epochs", "4"]
     else:
@@ -593,17 +575,6 @@ def test_full_disk_or_lost_folder_is_one_line(small_data, copy, tmp_path, monkey
     if limit:
         assert advice_in(error) == given
         assert [path.read_bytes() for path in kept] == before
-
-
-def test_ctrl_c_while_the_data_are_loading(small_data, tmp_path, monkeypatch, capsys):
-    def load_cifar10(_):
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(data, "load_cifar10", load_cifar10)
-    with pytest.raises(SystemExit) as exit_:
-        run("wrn", "--out", tmp_path)
-    assert exit_.value.code == 130
-    assert advice_in(capsys.readouterr().err) == ["wrn", "--out", str(tmp_path)]
 
 
 def test_long_error_of_tensorflow_shows_its_cause(small_data, tmp_path, monkeypatch):
@@ -633,6 +604,9 @@ def test_folder_that_cannot_be_written_is_found_before_the_data_are_loaded(monke
 # ---------------------------------------------------------------- Many kills
 
 
+NETWORKS = {"wrn": ["wrn", "--num-convs", "10", "--k-factor", "1"], "svgg": ["svgg"]}
+
+
 def kill(program, out, moment, writing, number):
     """Send a signal after `moment` seconds of training, or when a file is then written; return whether it struck."""
     program.wait_until(lambda: "Fitting the standard" in program.read(program.out))
@@ -647,12 +621,12 @@ def kill(program, out, moment, writing, number):
 
 
 def kill_at_random(name, kills, seed, folder):
-    """Kill a requeued job, wrn-tutorial-full or the like, at `kills` random moments; return (runs, equal runs)."""
+    """Kill a requeued job, wrn-tutorial-full or the like, at `kills` random moments; return the number of runs."""
     network, recipe, protocol = name.split("-")
-    arguments = [*(WRN if network == "wrn" else [network]), "--recipe", recipe, "--epochs", 4, "--batch-size", 30]
+    arguments = [*NETWORKS[network], "--recipe", recipe, "--epochs", 4, "--batch-size", 30]
     arguments += ["--data", save_data(folder / "small.npz", 80, 20), *(["--holdout"] if protocol == "holdout" else [])]
-    chance, struck, runs, equal = random.Random(f"{seed} {name}"), 0, 0, 0
-    program = Program(*arguments, "--out", folder / "whole")
+    chance, struck, runs = random.Random(f"{seed} {name}"), 0, 0
+    program = Program([ROOT / "train.py"], *arguments, "--out", folder / "whole")
     program.wait_until(lambda: "Fitting the standard" in program.read(program.out))
     begin = time.monotonic()
     assert program.end()[0] == 0
@@ -660,25 +634,20 @@ def kill_at_random(name, kills, seed, folder):
     while struck < kills:
         out, runs = folder / f"killed{runs}", runs + 1
         while not (the_run(out) and (the_run(out) / "metrics.json").exists()):
-            program = Program(*arguments, "--resume", "--out", out)
+            program = Program([ROOT / "train.py"], *arguments, "--resume", "--out", out)
             if struck < kills:
                 number = chance.choice((signal.SIGKILL, signal.SIGTERM, signal.SIGINT))
                 struck += kill(program, out, chance.uniform(0, length), chance.random() < 0.33, number)
             else:
                 assert program.end()[0] == 0
-        try:
-            assert_equal_runs(the_run(folder / "whole"), the_run(out), 4)
-            equal += 1
-        except AssertionError as error:
-            print(error)
-    return runs, equal
+        assert_equal_runs(the_run(folder / "whole"), the_run(out), 4)
+    return runs
 
 
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["wrn-tutorial-full", "svgg-modern-holdout"])  # with whitening: the first
 def test_run_survives_kills_at_random_moments(name, tmp_path):
-    runs, equal = kill_at_random(name, 5, 0, tmp_path)
-    assert runs == equal
+    kill_at_random(name, 5, 0, tmp_path)
 
 
 def main():
@@ -687,12 +656,12 @@ def main():
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--only", default="", metavar="TEXT", help="only those with this in their name")
     options = parser.parse_args()
-    print(f"{'case':25} kills  runs  equal", flush=True)
+    print(f"{'case':25} kills  runs, all equal to the undisturbed one", flush=True)
     for parts in itertools.product(("wrn", "svgg"), ("tutorial", "modern"), ("full", "holdout")):
         if options.only in (name := "-".join(parts)):
             with tempfile.TemporaryDirectory() as folder:
-                runs, equal = kill_at_random(name, options.kills, options.seed, Path(folder))
-            print(f"{name:25} {options.kills:5} {runs:5} {equal:6}", flush=True)
+                runs = kill_at_random(name, options.kills, options.seed, Path(folder))
+            print(f"{name:25} {options.kills:5} {runs:5}", flush=True)
 
 
 if __name__ == "__main__":

@@ -84,16 +84,16 @@ def uneven_run(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def full_run(tmp_path_factory):
-    """A whole run through main, of a WRN-10-1 on the sample."""
+    """A whole run through main, of a WRN-10-1 on 300 images."""
     out, printed = tmp_path_factory.mktemp("full"), io.StringIO()
-    arguments = "wrn --num-convs 10 --k-factor 1 --scheme 3 --epochs 2 --batch-size 250 --data sample --out"
+    small_data = save_data(tmp_path_factory.mktemp("data") / "small.npz", 300, 80)
+    words = "wrn --num-convs 10 --k-factor 1 --scheme 3 --epochs 2 --batch-size 250"
     with contextlib.redirect_stdout(printed):
-        train.main([*arguments.split(), str(out)])
-    run_dir = next(out.glob("*/*"))
-    config, metrics = (read_json(run_dir / f"{name}.json") for name in ("config", "metrics"))
+        train.main([*words.split(), "--data", small_data, "--out", str(out / "runs")])
+    run_dir = next(out.glob("runs/*/*"))
+    config, printed = read_json(run_dir / "config.json"), printed.getvalue()
     model, best = (keras.models.load_model(run_dir / f"{name}.keras") for name in ("model", "best"))
-    printed = printed.getvalue()
-    return SimpleNamespace(run_dir=run_dir, config=config, metrics=metrics, model=model, best=best, printed=printed)
+    return SimpleNamespace(run_dir=run_dir, config=config, model=model, best=best, printed=printed, data=small_data)
 
 
 @pytest.fixture
@@ -103,8 +103,6 @@ def figures(monkeypatch):
 
     class RememberedFigure(Figure):
         def savefig(self, path):
-            self.set_layout_engine("none")  # coarse and without a layout, to be quick
-            super().savefig(path, dpi=10)
             drawn[Path(path).name] = self
 
     monkeypatch.setattr(train, "Figure", RememberedFigure)
@@ -131,48 +129,42 @@ def settings_of(words):
     return train.make_settings(vars(train.make_parser().parse_args(words.split())))
 
 
-@pytest.mark.parametrize(
-    ("network", "own"),
-    [
-        ("svgg", {"optimizer": "rmsprop", "learning_rate": 0.001, "schedule": "constant", "drop_rate": 0.5}),
-        ("wrn", {"optimizer": "sgd", "learning_rate": 0.1, "schedule": "inverse_time", "drop_rate": 0.3}),
-    ],
-)
-def test_defaults_are_the_tutorials(network, own):
-    size = {"num_convs": 40, "k_factor": 2, "full_resolution": False}
-    own = own | (size if network == "wrn" else dict.fromkeys(size))
-    own |= {"network": network, "recipe": "tutorial", "scheme": 1, "epochs": 400, "batch_size": 128, "seed": 0}
-    own |= {"warmup": 0.0, "weight_decay": 0.0, "label_smoothing": 0.0, "dtype_policy": "float32", "source": None}
-    assert settings_of(network) == own | {"holdout": False, "no_test": False, "no_xla": False}
+# tutorial svgg | tutorial wrn | modern svgg | modern wrn
+DEFAULTS = {
+    "scheme": (1, 1, 4, 4),
+    "drop_rate": (0.5, 0.3, 0.5, 0.0),
+    "optimizer": ("rmsprop", "sgd", "sgd", "sgd"),
+    "learning_rate": (0.001, 0.1, 0.03, 0.1),
+    "schedule": ("constant", "inverse_time", "cosine", "cosine"),
+    "warmup": (0.0, 0.0, 0.25, 0.25),
+    "weight_decay": (0.0, 0.0, 0.02, 0.01),
+    "label_smoothing": (0.0, 0.0, 0.1, 0.1),
+    "epochs": (400, 400, 20, 20),
+    "batch_size": (128, 128, 128, 128),
+}
+
+
+def test_defaults_are_those_of_the_recipe_and_stand_in_the_help(capsys):
+    for i, words in enumerate(("svgg", "wrn", "svgg --recipe modern", "wrn --recipe modern")):
+        expected = {name: values[i] for name, values in DEFAULTS.items()} | {"network": words.split()[0], "seed": 0}
+        expected |= {"holdout": False, "no_test": False, "no_xla": False, "dtype_policy": "float32", "source": None}
+        size = {"num_convs": 40, "k_factor": 2, "full_resolution": False}
+        expected |= size if "wrn" in words else dict.fromkeys(size)
+        assert settings_of(words) == expected | {"recipe": "modern" if "modern" in words else "tutorial"}
+    with pytest.raises(SystemExit, match="0"):
+        train.main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    for name, values in DEFAULTS.items():
+        defaults = re.escape(f"[{' | '.join(map(str, values))}]")
+        assert re.search(rf"{train.flag(name)} [^\[\]]*{defaults}", text), name
 
 
 @pytest.mark.parametrize("network", ["svgg", "wrn"])
 def test_each_line_of_a_recipe_is_a_flag_for_both_networks(network):
     changes = {"optimizer": "rmsprop", "learning_rate": 0.02, "schedule": "cosine", "warmup": 0.5, "scheme": 2}
     changes |= {"weight_decay": 0.01, "label_smoothing": 0.2, "drop_rate": 0.1, "epochs": 3, "batch_size": 64}
-    settings = settings_of(network + "".join(f" {train.flag(name)} {value}" for name, value in changes.items()))
-    assert set(changes) == set(train.RECIPES["modern", network])
-    assert {name: settings[name] for name in changes} == changes
-
-
-def test_help_shows_the_groups_and_all_four_defaults_of_each_line(capsys):
-    with pytest.raises(SystemExit, match="0"):
-        train.main(["--help"])
-    text = " ".join(capsys.readouterr().out.split())
-    assert all(f"{group}:" in text for group in ("what to run", "the recipe", "the run"))
-    for flag, defaults in {
-        "scheme": "[1 | 1 | 4 | 4]",
-        "drop-rate": "[0.5 | 0.3 | 0.5 | 0.0]",
-        "optimizer": "[rmsprop | sgd | sgd | sgd]",
-        "learning-rate": "[0.001 | 0.1 | 0.03 | 0.1]",
-        "schedule": "[constant | inverse_time | cosine | cosine]",
-        "warmup": "[0.0 | 0.0 | 0.25 | 0.25]",
-        "weight-decay": "[0.0 | 0.0 | 0.02 | 0.01]",
-        "label-smoothing": "[0.0 | 0.0 | 0.1 | 0.1]",
-        "epochs": "[400 | 400 | 20 | 20]",
-        "batch-size": "[128 | 128 | 128 | 128]",
-    }.items():
-        assert re.search(rf"--{flag} [^\[\]]*{re.escape(defaults)}", text), flag
+    settings = settings_of(network + "".join(f" --{name.replace('_', '-')} {changes[name]}" for name in DEFAULTS))
+    assert {name: settings[name] for name in DEFAULTS} == changes
 
 
 def test_size_drop_rate_and_seed_reach_the_network():
@@ -204,37 +196,35 @@ def test_tutorials_learning_rate_decays_with_every_update(epoch, rounded):
     assert rate == pytest.approx(rounded, rel=0.05)
 
 
-def modern_rate(update, total, peak, warmup=0.25):
-    rising = round(warmup * total)
+def modern_rate(update, total, peak, warmup):
+    rising = min(round(warmup * total), total - 1)
     if update < rising:
         return peak * update / rising
     return peak * (1 + math.cos(math.pi * min(1, (update - rising) / (total - rising)))) / 2
 
 
-@pytest.mark.parametrize(("network", "peak"), [("wrn", 0.1), ("svgg", 0.03)])
-def test_modern_learning_rate_rises_in_the_first_quarter_and_falls_to_zero(network, peak):
-    rate = train.learning_rate(train.RECIPES["modern", network], 391)
-    for update in (0, 1, 1000, 1954, 1955, 1956, 4000, 7819, 7820):
-        assert float(rate(update)) == pytest.approx(modern_rate(update, 20 * 391, peak), rel=1e-4, abs=1e-8)
+@pytest.mark.parametrize(
+    ("network", "changes", "steps", "peak", "warmup"),
+    [
+        ("wrn", {}, 391, 0.1, 0.25),
+        ("svgg", {}, 391, 0.03, 0.25),
+        ("wrn", {"warmup": 0.0}, 5, 0.1, 0.0),
+        ("wrn", {"warmup": 0.999}, 5, 0.1, 0.999),
+        ("wrn", {"epochs": 1}, 1, 0.1, 0.25),
+    ],
+)
+def test_modern_learning_rate_rises_in_a_share_of_all_updates_and_falls_to_zero(network, changes, steps, peak, warmup):
+    settings = train.RECIPES["modern", network] | changes
+    rate, total = train.learning_rate(settings, steps), settings["epochs"] * steps
+    for update in {0, 1, int(warmup * total), round(warmup * total), total // 2, total - 1, total}:
+        assert float(rate(update)) == pytest.approx(modern_rate(update, total, peak, warmup), rel=1e-4, abs=1e-8)
 
 
-@pytest.mark.parametrize(("warmup", "rises_until"), [(0.0, 0), (0.1, 10), (0.5, 50), (0.99, 99), (0.999, 99)])
-def test_warmup_is_a_share_of_all_updates(warmup, rises_until):
-    rate = train.learning_rate(train.RECIPES["modern", "wrn"] | {"warmup": warmup, "epochs": 10}, 10)
-    rates = [float(rate(update)) for update in range(101)]
-    assert np.argmax(rates) == rises_until
-    assert rates[rises_until] == pytest.approx(0.1)
-    assert rates[100] == pytest.approx(0, abs=1e-8)
-
-
-@pytest.mark.parametrize(("schedule", "rate"), [("constant", 0.1), ("inverse_time", 0.1), ("cosine", 0.1)])
-@pytest.mark.parametrize("optimizer", ["sgd", "rmsprop"])
-def test_weight_decay_works_with_each_optimizer_and_schedule_also_in_a_run_of_one_update(optimizer, schedule, rate):
-    settings = train.RECIPES["modern", "svgg"] | {"optimizer": optimizer, "schedule": schedule, "epochs": 1}
+def test_weight_decay_works_with_rmsprop_too():
+    settings = train.RECIPES["tutorial", "svgg"] | {"learning_rate": 0.1, "weight_decay": 0.5}
     variable = keras.Variable(np.ones(3, "float32"), name="kernel")
-    optimizer = train.make_optimizer(settings | {"learning_rate": rate, "weight_decay": 0.5}, steps_per_epoch=1)
-    optimizer.apply([keras.ops.zeros(3)], [variable])
-    np.testing.assert_allclose(variable.numpy(), 1 - rate * 0.5)
+    train.make_optimizer(settings, 391).apply([keras.ops.zeros(3)], [variable])
+    np.testing.assert_allclose(variable.numpy(), 1 - 0.1 * 0.5)
 
 
 def test_modern_step_is_nesterov_with_decoupled_decay_of_the_kernels_only():
@@ -249,7 +239,7 @@ def test_modern_step_is_nesterov_with_decoupled_decay_of_the_kernels_only():
     for update in range(8):
         gradients = [random.normal(size=variable.shape) for variable in variables]
         optimizer.apply([keras.ops.convert_to_tensor(gradient, "float32") for gradient in gradients], variables)
-        rate = modern_rate(update, 12, 0.1)
+        rate = modern_rate(update, 12, 0.1, 0.25)
         for i, (variable, gradient) in enumerate(zip(variables, gradients, strict=True)):
             if variable.name == "kernel":
                 expected[i] -= rate * settings["weight_decay"] * expected[i]
@@ -265,7 +255,7 @@ def smoothed_loss(model, batches, smoothing):
     losses = []
     for images, onehot in batches:
         targets = np.asarray(onehot, float) * (1 - smoothing) + smoothing / 10
-        losses.append(-(targets * np.log(model.predict_on_batch(images).astype(float))).sum(axis=1))
+        losses.append(-(targets * np.log(np.asarray(model(images), float))).sum(axis=1))
     return np.concatenate(losses).mean()
 
 
@@ -335,8 +325,7 @@ def test_rate_of_a_function_is_used_and_best_is_of_the_lowest_validation_loss(un
     assert_equal_arrays(standardiser.get_weights(), augment.standardiser(X_TRAIN, 3).get_weights())
 
 
-@keras.saving.register_keras_serializable("tests")
-class Bystander(layers.Layer):
+class Bystander(layers.Layer):  # not registered with Keras
     """Returns what it gets, and has a weight that counts for nothing."""
 
     def build(self, _):
@@ -368,31 +357,21 @@ def test_weight_that_is_no_number_stops_the_run_before_anything_is_replaced(tmp_
     assert improved < float(read_history(tmp_path)[1]["val_loss"])  # so that it would have been the best model
 
 
-def ends_in(*heads):
-    """Return a network with these layers as its outputs."""
-    images = keras.Input((32, 32, 3))
-    features = layers.Flatten()(images)
-    return keras.Model(images, [head(features) for head in heads] if len(heads) > 1 else heads[0](features))
-
-
-SOFTMAX = layers.Dense(10, activation="softmax")
-
-
 @pytest.mark.parametrize(
-    ("heads", "found"),
+    ("units", "activation", "found"),
     [
-        ([layers.Dense(10)], "must be probabilities"),
-        ([layers.Dense(10, activation="relu")], "must be probabilities"),
-        ([layers.Dense(10, activation="sigmoid")], "must be probabilities"),
-        ([layers.Dense(1, activation="sigmoid")], "shape (B, 1)"),
-        ([layers.Dense(5, activation="softmax")], "shape (B, 5)"),
-        ([layers.Dense(11, activation="softmax")], "shape (B, 11)"),
-        ([layers.Reshape((32, 96)), layers.Dense(10, activation="softmax")], "several outputs"),
+        ([10], "linear", "must be probabilities"),
+        ([10], "sigmoid", "must be probabilities"),
+        ([1], "sigmoid", "one of shape (B, 1)"),
+        ([11], "softmax", "one of shape (B, 11)"),
+        ([10, 10], "softmax", "several outputs"),
     ],
 )
-def test_outputs_that_are_no_probabilities_are_one_line_before_anything_is_done(tmp_path, heads, found):
+def test_outputs_that_are_no_probabilities_are_one_line_before_anything_is_done(tmp_path, units, activation, found):
+    images = keras.Input((32, 32, 3))
+    outputs = [layers.Dense(count, activation=activation)(layers.Flatten()(images)) for count in units]
     with pytest.raises(train.RunError, match=re.escape(found)) as caught:
-        train_tiny(ends_in(*heads), tmp_path)
+        train_tiny(keras.Model(images, outputs if len(units) > 1 else outputs[0]), tmp_path)
     assert 'Dense(10, activation="softmax")' in str(caught.value)
     assert "\n" not in str(caught.value)
     assert not [*tmp_path.iterdir()]
@@ -404,15 +383,10 @@ def test_optimizer_is_used_once(tmp_path, uneven_run):
     assert not [*tmp_path.iterdir()]
 
 
-class Halve(layers.Layer):  # not registered with Keras
-    def call(self, tensor):
-        return tensor / 2
-
-
-class Subclassed(keras.Model):  # neither
+class Subclassed(keras.Model):
     def __init__(self):
         super().__init__()
-        self.stack = [augment.standardiser(X_TRAIN, 3), Halve(), tiny_network()]
+        self.stack = [augment.standardiser(X_TRAIN, 3), Bystander(), tiny_network()]
 
     def call(self, tensor, training=None):
         for layer in self.stack:
@@ -472,9 +446,7 @@ def test_which_number_is_the_result_depends_on_what_chose_the_best_weights(uneve
         (SAMPLE.x_test, SAMPLE.y_test, "validation", "best_weights", "chosen on validation images"),
     ):
         pair = train.evaluate_performance(model, history, str(run_dir), list(x), y[:, None])
-        accuracies = [evaluate(of, x, y)[1] for of in (model, best)]
-        assert split == "test" or accuracies[0] != accuracies[1]  # with 30 images they may be equal
-        assert pair == pytest.approx(accuracies)
+        assert pair == pytest.approx([evaluate(of, x, y)[1] for of in (model, best)])
         assert read_json(run_dir / "metrics.json") == {
             "result": f"test_accuracy_{result}",
             "test_accuracy_end_of_training": pair[0],
@@ -492,6 +464,7 @@ def test_which_number_is_the_result_depends_on_what_chose_the_best_weights(uneve
         legend = [text.get_text() for text in figures["curves.png"].axes[0].get_legend().texts]
         assert legend == [f"tiny, {split}", "tiny, training"]
         assert_equal_arrays(model.get_weights(), own)
+    assert pair[0] != pair[1]
 
 
 @pytest.mark.parametrize("content", [None, b"not a model"])
@@ -509,26 +482,23 @@ def test_run_without_its_best_weights_has_one_score(uneven_run, tmp_path, figure
     assert len(lines) == 2
     assert "best.keras is missing or damaged" in lines[0]
     assert lines[1].startswith(f"Test accuracy, end-of-training weights:   {end:.4f}  <- the result")
-    with pytest.raises(train.RunError, match="missing or damaged"), train.best_weights(uneven_run.model, tmp_path):
-        pass
     assert_equal_arrays(uneven_run.model.get_weights(), own)
 
 
 def test_model_gets_its_own_weights_back_whatever_happens(uneven_run):
     own = uneven_run.model.get_weights()
-    with pytest.raises(KeyError), train.best_weights(uneven_run.model, uneven_run.run_dir):
+    with contextlib.suppress(KeyError), train.best_weights(uneven_run.model, uneven_run.run_dir):
         assert_equal_arrays(uneven_run.model.get_weights(), uneven_run.weights[1])
         raise KeyError
     assert_equal_arrays(uneven_run.model.get_weights(), own)
 
 
-def test_evaluation_and_pictures_refuse_labels_that_are_none(uneven_run, tmp_path):
-    probabilities = np.eye(10)[Y_VAL]
-    for bad in (Y_VAL + 1, Y_VAL[:-1]):
-        with pytest.raises(data.DataError, match="y_test must be"):
-            train.evaluate_performance(uneven_run.model, uneven_run.history, uneven_run.run_dir, X_VAL, bad)
-        with pytest.raises(data.DataError, match="labels must be"):
-            train.view_predictions(X_VAL, bad, probabilities, tmp_path / "picture.png")
+@pytest.mark.parametrize("bad", [Y_VAL + 1, Y_VAL[:-1]])
+def test_evaluation_and_pictures_refuse_labels_that_are_none(uneven_run, tmp_path, bad):
+    with pytest.raises(data.DataError, match="y_test must be"):
+        train.evaluate_performance(uneven_run.model, uneven_run.history, uneven_run.run_dir, X_VAL, bad)
+    with pytest.raises(data.DataError, match="labels must be"):
+        train.view_predictions(X_VAL, bad, np.eye(10)[Y_VAL], tmp_path / "picture.png")
 
 
 # ---------------------------------------------------------------- Look
@@ -575,14 +545,13 @@ def test_confusion_matrix_has_true_classes_in_rows(figures, tmp_path):
     random = np.random.default_rng(0)
     labels, predicted = random.integers(0, 9, 500), random.integers(0, 10, 500)  # of class 9 there is no image
     predicted[:200] = labels[:200]
-    expected = [[0] * 10 for _ in range(10)]
-    for truth, guess in zip(labels, predicted, strict=True):
-        expected[truth][guess] += 1
+    expected = np.zeros((10, 10), int)
+    np.add.at(expected, (labels, predicted), 1)
     train.plot_confusion(labels, predicted, tmp_path / "confusion.png")
     axis = figures["confusion.png"].axes[0]
     written = {(int(text.get_position()[1]), int(text.get_position()[0])): text.get_text() for text in axis.texts}
-    assert written == {(t, p): str(expected[t][p]) for t in range(10) for p in range(10)}
-    shares = np.array([[number / max(sum(row), 1) for number in row] for row in expected])
+    assert written == {(t, p): str(expected[t, p]) for t in range(10) for p in range(10)}
+    shares = expected / np.maximum(expected.sum(axis=1), 1)[:, None]
     np.testing.assert_allclose(axis.images[0].get_array(), shares)
     rows = [label.get_text() for label in axis.get_yticklabels()]
     assert rows == [f"{name}  {shares[i, i]:.1%}" for i, name in enumerate(data.CLASS_NAMES)]
@@ -590,47 +559,49 @@ def test_confusion_matrix_has_true_classes_in_rows(figures, tmp_path):
     assert (axis.get_xlabel(), axis.get_ylabel()) == ("predicted class", "true class (accuracy)")
 
 
-@pytest.mark.parametrize(("runs", "epochs", "split"), [(["one"], 1, "test"), (["one", "two"], 3, "validation")])
-def test_plot_histories_draws_every_run(figures, tmp_path, runs, epochs, split):
-    histories = {run: {"epoch": list(range(1, epochs + 1))} for run in runs}
+def test_plot_histories_draws_every_run(figures, tmp_path):
+    histories = {"short": {"epoch": [1]}, "long": {"epoch": [1, 2, 3]}}
     for i, (history, name) in enumerate(itertools.product(histories.values(), HISTORY[1:])):
-        history[name] = [(i + 1) / (epoch + 2) for epoch in range(epochs)]
-    train.plot_histories(histories, tmp_path / "curves.png", *([split] if split == "test" else []))
+        history[name] = [(i + 1) / (epoch + 1) for epoch in history["epoch"]]
+    train.plot_histories(histories, tmp_path / "curves.png", split="test")
     colours = {}
     for axis, metric in zip(figures["curves.png"].axes, ("accuracy", "loss", "learning_rate"), strict=True):
-        columns = {f", {split}": (f"val_{metric}", "-"), ", training": (metric, "--")}
+        columns = {", test": (f"val_{metric}", "-"), ", training": (metric, "--")}
         columns = {"": ("learning_rate", "-")} if metric == "learning_rate" else columns
         drawn = {line.get_label(): line for line in axis.lines}
-        assert drawn.keys() == {run + ending for run in runs for ending in columns}
-        for run, (ending, (column, style)) in itertools.product(runs, columns.items()):
+        assert drawn.keys() == {run + ending for run in histories for ending in columns}
+        for run, (ending, (column, style)) in itertools.product(histories, columns.items()):
             line = drawn[run + ending]
             np.testing.assert_array_equal(line.get_data(), [histories[run]["epoch"], histories[run][column]])
             assert line.get_linestyle() == style
-            assert (line.get_marker() == "o") == (epochs == 1)  # one point is no line
+            assert (line.get_marker() == "o") == (run == "short")  # one point is no line
             assert colours.setdefault(run, line.get_color()) == line.get_color()
         assert axis.get_ylabel() == metric.replace("_", " ")
-    assert len(set(colours.values())) == len(runs)
-    assert figures["curves.png"].axes[0].get_legend() is not None
+    assert colours["short"] != colours["long"]
 
 
-@pytest.mark.parametrize("kind", ["sequential", "functional", "nested"])
-def test_feature_maps_are_in_the_row_of_their_size_the_strongest_first(figures, tmp_path, kind):
+def functional(stack):
+    first = last = keras.Input((32, 32, 3))
+    for layer in stack:
+        last = layer(last)
+    return keras.Model(first, last)
+
+
+@pytest.mark.parametrize(
+    "build",
+    [
+        lambda stack: keras.Sequential([keras.Input((32, 32, 3)), *stack]),
+        functional,
+        lambda stack: keras.Sequential([keras.Input((32, 32, 3)), stack[0], functional(stack[1:])]),
+        lambda stack: functional([stack[0], functional(stack[1:3]), *stack[3:]]),
+    ],
+)
+def test_feature_maps_are_in_the_row_of_their_size_the_strongest_first(figures, tmp_path, build):
     keras.utils.set_random_seed(0)
     stack = [layers.Rescaling(1 / 255), layers.Conv2D(4, 3, 2, "same"), layers.ReLU(), layers.Conv2D(12, 3, 2, "same")]
-    stack += [layers.Dropout(0.5), layers.GlobalMaxPooling2D(keepdims=True), layers.Flatten(), SOFTMAX]
-    stack[-1] = layers.Dense(10, activation="softmax")
-
-    def functional(chain):
-        first = last = keras.Input((32, 32, 3))
-        for layer in chain:
-            last = layer(last)
-        return keras.Model(first, last)
-
-    model = {
-        "sequential": lambda: keras.Sequential([keras.Input((32, 32, 3)), *stack]),
-        "functional": lambda: functional(stack),
-        "nested": lambda: keras.Sequential([keras.Input((32, 32, 3)), stack[0], functional(stack[1:])]),
-    }[kind]()
+    stack += [layers.Dropout(0.5), layers.GlobalMaxPooling2D(keepdims=True), layers.Flatten()]
+    stack.append(layers.Dense(10, activation="softmax"))
+    model = build(stack)
     outputs = [X_VAL[:1].astype("float32")]
     for layer in stack:
         outputs.append(np.asarray(layer(outputs[-1])))
@@ -641,10 +612,9 @@ def test_feature_maps_are_in_the_row_of_their_size_the_strongest_first(figures, 
     probabilities = outputs[-1][0]
     order = sorted(range(10), key=lambda i: -probabilities[i])[:3]
     assert axes[0, 0].get_title() == "\n".join(f"{data.CLASS_NAMES[i]} {probabilities[i]:.0%}" for i in order)
-    for row, last, title in zip(
-        axes[:, 1:], (1, 3, 4), ("32×32, 3 of 3", "16×16, 4 of 4", "8×8, 6 of 12"), strict=True
-    ):
-        assert row[0].get_title(loc="left") == f"{title} maps"
+    rows = {1: "32×32, 3 of 3 maps", 3: "16×16, 4 of 4 maps", 4: "8×8, 6 of 12 maps"}  # by the last layer of a size
+    for row, (last, title) in zip(axes[:, 1:], rows.items(), strict=True):
+        assert row[0].get_title(loc="left") == title
         shown = [axis.images[0].get_array() for axis in row if axis.images]
         expected = sorted(outputs[last][0].transpose(2, 0, 1), key=np.max, reverse=True)[:6]
         np.testing.assert_allclose(shown, expected, atol=1e-6)
@@ -655,12 +625,9 @@ def test_feature_maps_are_in_the_row_of_their_size_the_strongest_first(figures, 
 
 def test_run_makes_every_file_and_records_its_settings(full_run):
     assert full_run.run_dir.parent.name == "wrn-10-1_scheme3_full"
-    assert re.fullmatch(r"\d{8}-\d{6}", full_run.run_dir.name)
-    assert (
-        settings_of("wrn --num-convs 10 --k-factor 1 --scheme 3 --epochs 2 --batch-size 250").items()
-        <= (full_run.config | {"source": None}).items()
-    )
-    found = {"source": "sample", "train_count": 1500, "official": False, "sample": True}
+    words = "wrn --num-convs 10 --k-factor 1 --scheme 3 --epochs 2 --batch-size 250"
+    assert settings_of(words).items() <= (full_run.config | {"source": None}).items()
+    found = {"source": full_run.data, "train_count": 300, "official": False, "sample": False}
     assert found.items() <= full_run.config["data"].items()
     versions = {"keras": keras.__version__, "tensorflow": tf.__version__, "numpy": np.__version__}
     assert (versions | {"backend": "tensorflow"}).items() <= full_run.config["versions"].items()
@@ -671,99 +638,82 @@ def test_run_makes_every_file_and_records_its_settings(full_run):
         assert matplotlib.image.imread(full_run.run_dir / name).std() > 0.01  # a picture, and not a blank one
 
 
-def test_metrics_are_those_of_the_saved_models(full_run):
-    metrics, rows = full_run.metrics, read_history(full_run.run_dir)
-    assert metrics["result"] == "test_accuracy_end_of_training"
-    for model, weights in ((full_run.model, "end_of_training"), (full_run.best, "best_weights")):
-        accuracy = evaluate(model, SAMPLE.x_test, SAMPLE.y_test)[1]
-        assert metrics[f"test_accuracy_{weights}"] == pytest.approx(accuracy)
-    best = min(rows, key=lambda row: float(row["val_loss"]))
-    assert metrics["best_epoch"] == int(best["epoch"])
-    assert metrics["test_accuracy_best_weights"] == pytest.approx(float(best["val_accuracy"]))  # on the test set
-    assert metrics["images_per_second"] * metrics["seconds_per_epoch"] == pytest.approx(1500)
-    assert metrics["parameters"] == 87_898
-
-
 def test_screen_says_what_to_expect_and_what_came_out(full_run):
-    metrics, run_dir = full_run.metrics, re.escape(str(full_run.run_dir))
-    lines = full_run.printed.splitlines()
+    scores = [evaluate(model, SAMPLE.x_test[:80], SAMPLE.y_test[:80])[1] for model in (full_run.model, full_run.best)]
+    run_dir, lines = re.escape(str(full_run.run_dir)), full_run.printed.splitlines()
     for expected in (
         r"  batch_size +250",
-        r"wrn-10-1: 87,898 parameters; 1500 images, 6 steps per epoch",
-        r"Learning rate: 0\.1 at the first update, 0\.0997 after one epoch, 0\.09945 at the last",
+        r"wrn-10-1: 87,898 parameters; 300 images, 2 steps per epoch",
+        r"Learning rate: 0\.1 at the first update, 0\.0999 after one epoch, 0\.09985 at the last",
         rf"Run folder: {run_dir}",
         rf"To watch it: tensorboard --logdir {run_dir}/logs",
         r"Epoch 2/2",
         r"Expected to end at \d{4}-\d\d-\d\d \d\d:\d\d, in \d:\d\d:\d\d",
-        rf"Test accuracy, end-of-training weights: +{metrics['test_accuracy_end_of_training']:.4f}  <- the result .*",
-        rf"Test accuracy, best weights: +{metrics['test_accuracy_best_weights']:.4f}  \(.*: optimistic\)",
+        rf"Test accuracy, end-of-training weights: +{scores[0]:.4f}  <- the result .*",
+        rf"Test accuracy, best weights: +{scores[1]:.4f}  \(.*: optimistic\)",
         rf"Models, pictures and history: {run_dir}",
-        r"That was a sample, .*",
     ):
         assert sum(bool(re.fullmatch(expected, line)) for line in lines) == 1, expected
 
 
 def test_saved_models_take_raw_pixels_in_a_process_without_our_code(full_run, tmp_path):
-    images = SAMPLE.x_test[:40]
-    paths = {kind: str(full_run.run_dir / f"{kind}.keras") for kind in ("model", "best")}
+    images = SAMPLE.x_test[:40].astype("float32")
     np.save(tmp_path / "images.npy", images)
     program = f"""
 import sys, keras, numpy as np
-images = np.load("images.npy")
-models = {{name: keras.models.load_model(path) for name, path in {paths!r}.items()}}
-np.savez("probabilities.npz", **{{name: model.predict(images, verbose=0) for name, model in models.items()}})
+models = [keras.models.load_model(f"{full_run.run_dir}/{{name}}.keras") for name in ("model", "best")]
+np.save("probabilities.npy", [model(np.load("images.npy")) for model in models])
 assert not {{"data", "augment", "svgg", "wrn", "train"}} & set(sys.modules)
 """
     subprocess.run([sys.executable, "-I", "-c", program], cwd=tmp_path, check=True, capture_output=True)
-    with np.load(tmp_path / "probabilities.npz") as found:
-        for kind, model in (("model", full_run.model), ("best", full_run.best)):
-            np.testing.assert_allclose(found[kind], model.predict(images, verbose=0), atol=1e-6)
+    expected = [np.asarray(model(images)) for model in (full_run.model, full_run.best)]
+    np.testing.assert_allclose(np.load(tmp_path / "probabilities.npy"), expected, atol=1e-6)
 
 
-def test_holdout_uses_each_split_for_its_purpose_only(tiny_main, tmp_path, monkeypatch, figures, capsys):
-    small_data, trained_on, flow = save_data(tmp_path / "data.npz", 200, 50), [], augment.training_batches
-    monkeypatch.setattr(
-        augment, "training_batches", lambda x, y, *a, **k: trained_on.append((x, y)) or flow(x, y, *a, **k)
-    )
-    flags = ["--holdout", "--epochs", "4", "--batch-size", "25", "--learning-rate", "1", "--data"]
-    run_dir, config = tiny_main(*flags, small_data)
-    cifar10, rows = data.load_cifar10(small_data), read_history(run_dir)
+def test_holdout_uses_each_split_for_its_purpose_only(tiny_main, monkeypatch, figures, capsys):
+    trained_on, flow = [], augment.training_batches
+
+    def spy(*given, **keywords):
+        trained_on.extend(given[:2])
+        return flow(*given, **keywords)
+
+    monkeypatch.setattr(augment, "training_batches", spy)
+    flags = ["--holdout", "--epochs", 4, "--batch-size", 100, "--learning-rate", 1, "--data", "sample"]
+    run_dir, config = tiny_main(*flags)
+    rows, printed, metrics = read_history(run_dir), capsys.readouterr().out, read_json(run_dir / "metrics.json")
     model, best = (keras.models.load_model(run_dir / f"{name}.keras") for name in ("model", "best"))
 
-    # Trained and standardised on the first 90 %, in eight steps an epoch.
+    # Trained and standardised on the first 90 %, in fourteen steps an epoch.
     assert run_dir.parent.name == "wrn-10-1_scheme3_holdout"
-    assert_equal_arrays(trained_on[0], cifar10[:2])
-    assert len(trained_on[0][0]) == config["data"]["train_count"] == 180
+    assert_equal_arrays(trained_on, SAMPLE[:2])
+    found = {"source": "sample", "train_count": 1350, "official": False, "sample": True}
+    assert found.items() <= config["data"].items()
     mean = np.asarray(model.layers[0].layers[0].mean)[0, 0, 0]
-    np.testing.assert_allclose(mean, cifar10.x_train.mean((0, 1, 2)), rtol=1e-5)
-    rates = [1 / (1 + 0.0005 * 8 * epoch) for epoch in range(4)]
+    np.testing.assert_allclose(mean, SAMPLE.x_train.mean((0, 1, 2)), rtol=1e-5)
+    rates = [1 / (1 + 0.0005 * 14 * epoch) for epoch in range(4)]
     assert [float(row["learning_rate"]) for row in rows] == pytest.approx(rates, rel=1e-6)
 
-    # The best weights are chosen on the validation images, and are neither the last nor the most accurate ones.
-    best_epoch = min(range(4), key=lambda i: float(rows[i]["val_loss"]))
-    for of, epoch in ((model, 3), (best, best_epoch)):
-        scores = [float(rows[epoch][name]) for name in ("val_loss", "val_accuracy")]
-        assert evaluate(of, cifar10.x_val, cifar10.y_val) == pytest.approx(scores, rel=1e-4)
-    assert best_epoch < 3
+    # The best weights are chosen on the validation images.
+    epoch = min(range(4), key=lambda i: float(rows[i]["val_loss"]))
+    assert epoch < 3
+    scores = [float(rows[epoch][name]) for name in ("val_loss", "val_accuracy")]
+    assert evaluate(best, SAMPLE.x_val, SAMPLE.y_val) == pytest.approx(scores, rel=1e-4)
 
     # What is reported and pictured is of the test images, by the best weights.
-    end, result = (evaluate(of, cifar10.x_test, cifar10.y_test)[1] for of in (model, best))
-    metrics = read_json(run_dir / "metrics.json")
+    result = evaluate(best, SAMPLE.x_test, SAMPLE.y_test)[1]
     assert metrics["result"] == "test_accuracy_best_weights"
     assert metrics["test_accuracy_best_weights"] == pytest.approx(result)
-    assert metrics["test_accuracy_end_of_training"] == pytest.approx(end)
-    assert metrics["best_epoch"] == best_epoch + 1
-    printed = capsys.readouterr().out
-    assert f"{result:.4f}  <- the result  (best.keras, epoch {best_epoch + 1}, chosen on validation images)" in printed
-    probabilities = best.predict(cifar10.x_test, verbose=0)
-    counts, truth, predicted = np.zeros((10, 10), int), cifar10.y_test, probabilities.argmax(axis=1)
-    np.add.at(counts, (truth, predicted), 1)
+    assert f"{result:.4f}  <- the result  (best.keras, epoch {epoch + 1}, chosen on validation images)" in printed
+    assert "That was a sample" in printed
+    probabilities, others = (np.asarray(of(SAMPLE.x_test.astype("float32"))) for of in (best, model))
+    predicted, counts = probabilities.argmax(axis=1), np.zeros((10, 10), int)
+    np.add.at(counts, (SAMPLE.y_test, predicted), 1)
+    assert (others.argmax(axis=1) != predicted).any()
     assert [text.get_text() for text in figures["confusion.png"].axes[0].texts] == [str(n) for n in counts.ravel()]
-    assert not (model.predict(cifar10.x_test, verbose=0).argmax(axis=1) == predicted).all()
-    worst = max(np.flatnonzero(predicted != truth), key=lambda i: probabilities[i].max())
+    worst = max(np.flatnonzero(predicted != SAMPLE.y_test), key=lambda i: probabilities[i].max())
     for name in ("feature_maps.png", "predictions_incorrect.png"):
-        np.testing.assert_array_equal(figures[name].axes[0].images[0].get_array(), cifar10.x_test[worst])
-    assert figures["curves.png"].axes[0].get_legend().texts[0].get_text() == f"{run_dir.parent.name}, validation"
+        np.testing.assert_array_equal(figures[name].axes[0].images[0].get_array(), SAMPLE.x_test[worst])
+    assert figures.keys() == PICTURES
 
 
 def test_no_test_does_without_the_test_set(tiny_main, tmp_path, monkeypatch, figures, capsys):
@@ -780,14 +730,13 @@ def test_no_test_does_without_the_test_set(tiny_main, tmp_path, monkeypatch, fig
 
 
 def test_dtype_policy_is_recorded_computed_with_and_given_back(tiny_main, tmp_path, capsys):
-    keras.config.set_dtype_policy("mixed_bfloat16")
-    small_data = save_data(tmp_path / "data.npz", 60, 20)
-    networks = []
+    networks, small_data = [], save_data(tmp_path / "data.npz", 60, 20)
 
     def network(name):
         networks.append(tiny_network(name=name))
         return networks[-1]
 
+    keras.config.set_dtype_policy("mixed_bfloat16")
     flags = ("--dtype-policy", "mixed_float16", "--epochs", 1, "--data", small_data)
     run_dir, config = tiny_main(*flags, network=network)
     assert keras.config.dtype_policy().name == "mixed_bfloat16"
@@ -802,20 +751,16 @@ def test_dtype_policy_is_recorded_computed_with_and_given_back(tiny_main, tmp_pa
     assert printed.index("mixed_float16 is much slower than float32 without a GPU") < printed.index(" - loss: ")
     assert [layer.compute_dtype for layer in networks[0].layers[1:]] == ["float16"] * 3 + ["float32"]
     # The saved model computes in float32 everywhere.
-    standardiser, network = keras.models.load_model(run_dir / "model.keras").layers
-    assert {layer.compute_dtype for layer in standardiser.layers} == {"float32"}
-    assert {layer.compute_dtype for layer in network.layers} == {"float32"}
-    assert {weight.dtype for weight in network.weights} == {"float32"}
+    saved = keras.models.load_model(run_dir / "model.keras").layers
+    assert {layer.compute_dtype for part in saved for layer in part.layers} == {"float32"}
 
 
 @pytest.mark.parametrize(
     ("policy", "flags", "gpus", "slow"),
     [
-        ("float32", "sse2", [], False),
         ("mixed_float16", "avx512_bf16", [], True),
         ("mixed_float16", "sse2", ["GPU"], False),
         ("mixed_bfloat16", "sse2 avx2", [], True),
-        ("mixed_bfloat16", "avx512_bf16", [], False),
         ("mixed_bfloat16", "amx_bf16", [], False),
         ("mixed_bfloat16", None, [], False),  # not Linux
     ],
@@ -856,17 +801,14 @@ def test_xla_compiles_both_networks_with_and_without_whitening(tmp_path, policy)
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ("resnet", "invalid choice: 'resnet'"),
         ("", "say which network"),
         ("wrn --epochs 1.5", "argument --epochs: invalid whole number value: '1.5'"),
-        ("wrn --epochs 0", "argument --epochs: must be at least 1"),
         ("wrn --batch-size 0", "argument --batch-size: must be at least 1"),
         ("wrn --warmup 1", "argument --warmup: must be at least 0.0 and below 1.0, not 1"),
         ("wrn --weight-decay nan", "argument --weight-decay: must be"),
         ("wrn --label-smoothing -0.1", "argument --label-smoothing: must be"),
         ("wrn --learning-rate fast", "argument --learning-rate: invalid number value: 'fast'"),
         ("wrn --learning-rate inf", "argument --learning-rate: must be"),
-        ("wrn --learning-rate 0", "argument --learning-rate: must be"),
         ("svgg --drop-rate 1", "argument --drop-rate: must be"),
         ("wrn --seed -1", "argument --seed: must be"),
         ("wrn --seed 2147483648", "argument --seed: must be"),

@@ -1,0 +1,43 @@
+"""Trains, resumes and saves with the versions at hand, and loads what other versions have saved.
+
+    python tests/smoke.py FOLDER
+
+Run it in one environment after the other, with the same FOLDER. Each leaves there the models of its run, and what these
+and the trained network in results/ say of the sample. What another has left must load and say the same.
+"""
+
+import sys
+from pathlib import Path
+
+ROOT = Path(__file__).parent.parent
+sys.path.insert(0, str(ROOT))
+
+import data
+import train
+
+# isort: split
+import keras
+import numpy as np
+
+folder = Path(sys.argv[1])
+out = folder / keras.__version__
+images = data.load_cifar10("sample").x_test
+
+# The tutorial's training with whitening: one epoch, then one more.
+train.main(["wrn", "--num-convs", "10", "--k-factor", "1", "--data", "sample", "--epochs", "1", "--out", str(out)])
+run_dir = max(out.glob("*/*"))
+train.main(["--resume", str(run_dir), "--epochs", "2"])
+epochs = [line.split(",")[0] for line in (run_dir / "history.csv").read_text("utf-8").splitlines()]
+assert epochs == ["epoch", "1", "2"], epochs
+
+trained = ROOT / "results" / "networks" / "wrn-16-2-full-resolution_modern_20epochs" / "model.keras"
+for path in (trained, *sorted(folder.glob("*/*/*/*.keras"))):
+    model = keras.models.load_model(path)
+    probabilities = model.predict(images, verbose=0)
+    recorded = folder / f"{'-'.join(path.parts[-3:])}.npy"
+    if recorded.exists():
+        difference = np.abs(probabilities - np.load(recorded)).max()
+        print(f"Keras {keras.__version__}, {path}: largest difference {difference:.1e}")
+        assert difference < 1e-4
+    else:
+        np.save(recorded, probabilities)
