@@ -127,7 +127,8 @@ def affine_matrices(theta, tx, ty, shear, zx, zy, flip_horizontal, size):
     # A positive angle turns the image counterclockwise; positive shifts move it to the left and up.
     rotation = matrices((tf.cos(theta), -tf.sin(theta), zero), (tf.sin(theta), tf.cos(theta), zero))
     translation = matrices((one, zero, tx), (zero, one, ty))
-    # Keras's own shear: the x axis stays, and the y axis turns by the angle. (In the usual one y keeps its height.)
+    # Keras's own shear: the x axis stays, and the y axis turns by the angle. (The usual shear leaves y as it is; this
+    # one multiplies it by cos(shear).)
     shearing = matrices((one, -tf.sin(shear), zero), (zero, tf.cos(shear), zero))
     zooming = matrices((zx, zero, zero), (zero, zy, zero))
     mirroring = matrices((1 - 2 * flip, zero, (size - 1) * flip), (zero, one, zero))  # x -> size − 1 − x where flipped
@@ -217,7 +218,7 @@ def random_transform(images, scheme, seed):
 def channel_statistics(images):
     """Return the mean and standard deviation of each channel of uint8 `images` (N, H, W, C): two float64 (C,).
 
-    A byte has 256 values; counting how often each occurs gives both without a copy of the images, and without the
+    A byte has 256 values; counting how often each occurs gives both without a float copy of the images, and without the
     rounding of summing 50 million float32 numbers.
     """
     values = np.arange(256.0)
@@ -392,7 +393,7 @@ KEYWORDS = (*RANGES, *SWITCHES, "zca_epsilon", "fill_mode")
 def scheme_settings(scheme):
     """Return the dict of keyword arguments for `scheme`: a key of SCHEMES, or such a dict itself.
 
-    Raises ValueError for an unknown key, and for anything in the dict that would have no effect here.
+    Raises ValueError for an unknown scheme, an unknown keyword, and a value that has no meaning here.
     """
     if not isinstance(scheme, dict) and scheme not in list(SCHEMES):
         raise ValueError(f"scheme {scheme!r} does not exist; there are {', '.join(map(str, SCHEMES))}")

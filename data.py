@@ -36,7 +36,7 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-# Settings that must precede the import of Keras and Matplotlib. All five modules import this one first.
+# Settings that must precede the import of Keras and Matplotlib. The other four modules import this one first.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # fewer messages from TensorFlow as it starts
 if platform.machine() in ("x86_64", "AMD64"):
@@ -150,7 +150,8 @@ def plot_samples(images, labels, path, per_class=8):
 
 # ---------------------------------------------------------------- Where the files come from
 #
-# From here on: fetching, recognising and checking files, and what all five scripts share. No more of the tutorial.
+# From here on: fetching, recognising and checking files, and what all five scripts share. None of it belongs
+# to the tutorial.
 
 # Two places with the same archive: a fast copy first, then the official server, which is often slow.
 URLS = (

@@ -18,11 +18,12 @@ ImageNet with nothing but plain layers, and more of them. The rule of thumb that
 and 1×1 where a convolution only has to change the number of channels (a "bottleneck" reduces it for a while, to save
 arithmetic).
 
-Different from the paper: three blocks in place of five, and batch normalisation, which did not exist yet. (The tutorial
-counts one block less than in the paper's configuration B; it is two less. It also says that VGG ends with global
-average pooling; but VGG, like this network, flattens its last feature maps into fully connected layers.)
+Different from the paper: three blocks in place of five, one hidden dense layer of 1,024 in place of two of 4,096, and
+batch normalisation, which did not exist yet. (The tutorial counts one block less than in the paper's configuration B;
+it is two less. It also says that VGG ends with global average pooling; but VGG, like this network, flattens its last
+feature maps into fully connected layers.)
 
-What the layers see in an image is looked at in step 5: train.view_feature_maps.
+Step 5 shows what the layers see in an image, which can explain a mistake (train.view_feature_maps).
 
 Shapes: B images in a batch; height × width × channels.
 """

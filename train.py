@@ -1,6 +1,6 @@
 """Step 5 of the tutorial: compile, train with callbacks, evaluate, and look at the predictions. The program to run.
 
-    python train.py wrn                             the tutorial's WRN-40-2: 400 epochs, made for a GPU
+    python train.py wrn                             the tutorial's WRN-40-2: 400 epochs, better on a GPU
     python train.py svgg                            the tutorial's simplified VGG
     python train.py wrn --recipe modern             the same network with newer settings, 20 epochs
     python train.py wrn --data sample --epochs 2    two epochs on the small slice that comes with the code
@@ -60,7 +60,9 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None
 
-BATCH_SIZE_FOR_EVALUATION = 500  # any number gives the same result; the tutorial's 1 takes many times as long
+BATCH_SIZE_FOR_EVALUATION = (
+    500  # any number gives the same result, up to rounding; the tutorial's 1 takes many times as long
+)
 
 
 # ---------------------------------------------------------------- Recipes
@@ -73,7 +75,7 @@ TABLE = {
     #                   tutorial                    modern: the same networks in twenty epochs
     #                   svgg        wrn             svgg      wrn
     "scheme":          (1,          1,              4,        4),  # 4: small shifts by whole pixels, no whitening
-    "drop_rate":       (0.5,        0.3,            0.5,      0.0),  # a WRN-16-2 lost 5.6 points by it in ten epochs
+    "drop_rate":       (0.5,        0.3,            0.5,      0.0),  # dropout cost a WRN-16-2 5.6 points in ten epochs
     "optimizer":       ("rmsprop",  "sgd",          "sgd",    "sgd"),
     "learning_rate":   (0.001,      0.1,            0.03,     0.1),
     "schedule":        ("constant", "inverse_time", "cosine", "cosine"),
@@ -195,9 +197,9 @@ def compile_and_train(
     history maps epoch, accuracy, loss, val_accuracy, val_loss, learning_rate and seconds to lists with one entry per
     epoch. To resume, build model and optimizer as before and give run_dir. Raises ValueError (of which RunError and
     data.DataError are kinds) for unusable arguments, and RunError if training diverges, if another process uses
-    run_dir, or if the run in run_dir has other settings or is damaged; then it and the model stay as they are.
+    run_dir, or if the run in run_dir has other settings or is damaged (then run and model stay as they are).
     """
-    # What cannot be right is better said now than after an hour. And the run notes what it is (see "Recording a run").
+    # Complain now, not after an hour, about what cannot be right; then note what the run is (see "Recording a run").
     x_train, y_train = data.check_data(x_train, y_train, "x_train", "y_train")
     x_val, y_val = data.check_data(x_val, y_val, "x_val", "y_val")
     augment.scheme_settings(scheme)
@@ -237,7 +239,8 @@ def compile_and_train(
         callbacks.append(RunRecorder(run_dir, history, config))
 
         # For each batch `fit` computes the predictions, the loss and its gradients, and lets the optimizer change the
-        # weights; after each epoch it evaluates the validation images.
+        # weights; after each epoch it evaluates the validation images. It returns a History of the epochs of this call;
+        # ours, kept by RunRecorder, has those from before a resume too.
         epochs_done = len(history["epoch"])
         if epochs_done < epochs:
             model.fit(
@@ -253,7 +256,7 @@ def compile_and_train(
             )
         model.save(run_dir / "model.new.keras")
         keep_model(run_dir / "model.new.keras", run_dir / "model.keras")
-        write_json(run_dir / "config.json", config)
+        write_json(run_dir / "config.json", config)  # if no epoch was left to train, RunRecorder has not done it
     return history, run_dir
 
 
@@ -367,7 +370,7 @@ def view_predictions(images, labels, probabilities, path, which="all", count=20,
 def plot_confusion(labels, predicted, path):
     """Write a figure to `path`: in row t and column p, how many images of class t were taken for class p.
 
-    labels, predicted: int (N,), 0…9. The label of a row has the class's own accuracy.
+    labels, predicted: int (N,), 0…9. Row labels show each class's accuracy.
     """
     names = data.CLASS_NAMES
     matrix = tf.math.confusion_matrix(labels, predicted, len(names)).numpy()
@@ -447,8 +450,8 @@ def look(model, x, y, run_dir):
 # ---------------------------------------------------------------- Recording a run
 #
 # You can train without reading this part. It keeps four promises: a run that is killed loses only the epoch under way;
-# a resumed run ends with the weights of an undisturbed one; what is finished is never lost by resuming; and what cannot
-# be right is said before the first epoch.
+# a resumed run ends with the weights of an undisturbed one; what is finished stays until a lengthened run has completed
+# its first new epoch; and what cannot be right is said before the first epoch.
 #
 # Keras's own BackupAndRestore keeps weights, optimizer and epoch too, but not the random state of the dropout layers,
 # so a resumed run would go another way.
@@ -471,6 +474,7 @@ def keep_model(new, path):
     # any more, this can go.) And a model trained in mixed precision would compute in it on any machine, however slowly.
     defaults = {"renorm": False, "renorm_clipping": None, "renorm_momentum": 0.99}
     defaults |= {"input_axes": None, "output_axes": None, "quantization_config": None}
+    defaults |= {"use_gate": False, "sliding_window": None}  # of attention layers
 
     def simplify(entries):  # called for each {…} in the JSON text
         if entries.get("class_name") == "DTypePolicy":
@@ -622,8 +626,8 @@ def lock(run_dir):
 def open_run(model, run_dir, config):
     """Begin the run in run_dir, or bring a compiled `model` to where it was; the `with` block gets its history.
 
-    config: the settings of this call; RunError if the recorded ones differ. Until the first new epoch is complete
-    nothing changes in a folder that has one.
+    config: the settings of this call; RunError if the recorded ones differ. In the folder of an earlier run no result
+    changes until the first new epoch is complete.
     """
     run_dir.mkdir(parents=True, exist_ok=True)
     with lock(run_dir):
@@ -668,7 +672,7 @@ def open_run(model, run_dir, config):
 def check_model(model, optimizer, images):
     """Raise RunError unless the optimizer is new and `model` gives each image ten probabilities.
 
-    Says so if the saved model will not load without code of one's own.
+    Says so if a class or function of one's own is not registered with Keras, so that the saved model will not load.
     """
     if optimizer.built:
         raise RunError("this optimizer has been used before, its schedule and momentum with it; make a new one")
@@ -811,7 +815,8 @@ def make_parser():
     names = ["svgg", "wrn"]  # default=None: older Pythons compare argparse.SUPPRESS with the choices
     group.add_argument("network", nargs="?", choices=names, default=None, help="simplified VGG or Wide ResNet")
     group.add_argument("--recipe", choices=["tutorial", "modern"], help="settings of the training (default: tutorial)")
-    resume = "continue the run in this folder (with --epochs: lengthen it); default: the newest run of this command"
+    resume = "continue the run in this folder (with --epochs: lengthen it); without RUN, the newest unfinished run of"
+    resume += " this command, or a new one"
     group.add_argument("--resume", metavar="RUN", nargs="?", const="", help=resume)
     group.add_argument("--data", metavar="SOURCE", help="folder, archive, .npz, or sample (default: download CIFAR-10)")
 

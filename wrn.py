@@ -13,7 +13,7 @@ Why residual: beyond some depth, plain networks get worse even on the training s
 the identity. The usual explanation, and the tutorial's: the gradient shrinks on its way back through every layer
 (vanishing gradient). A shortcut that adds a block's input to its output gives the gradient a short path and leaves the
 block only the difference to learn; networks of hundreds of layers train (He et al., https://arxiv.org/abs/1512.03385).
-They themselves think that vanishing gradients are unlikely to be the cause once there is batch normalisation.
+He et al. themselves think that vanishing gradients are unlikely to be the cause once there is batch normalisation.
 
 Why wide: in very deep residual networks many blocks contribute little; with so many paths, any one block can be left
 out with hardly any harm. Fewer, wider blocks do as well or better and train much faster; a wide network of few layers
@@ -38,7 +38,7 @@ finds it three points more accurate. No filter is larger than 3×3. (Deeper ResN
 
 Like the tutorial and unlike the paper: the first group already halves the image (`full_resolution` keeps 32×32, as the
 paper does: finer detail for four times the arithmetic); convolutions have biases, although batch normalisation makes
-nearly all of them redundant; there is a Dense layer of 128 before the classes; dropout drops whole feature maps. The
+most of them redundant; there is a Dense layer of 128 before the classes; dropout drops whole feature maps. The
 paper's WRN-40-2 has 2,248,954 parameters, as Keras counts (with the running averages of batch normalisation).
 
 Shapes: B images in a batch; height × width × channels. N miniblocks per group; K the widening factor.
@@ -138,7 +138,8 @@ def build_wrn(num_convs=40, k_factor=2, drop_rate=0.0, full_resolution=False):
     if not 0 <= drop_rate < 1:
         raise ValueError(f"the drop rate must be at least 0 and below 1, not {drop_rate}")
 
-    # Halve the size, double the filters. The shapes in the comments are those with the image halved in all groups.
+    # From group to group: halve the size, double the filters. The shapes in the comments are those with the image
+    # halved in all groups.
     k_factor = int(k_factor)  # 64 times a NumPy integer of 8 bits would overflow
     images = keras.Input(IMAGE_SHAPE)  # (B, 32, 32, 3)
     x = resnet_input_block(images)  # -> (B, 32, 32, 16)

@@ -17,7 +17,6 @@ import json
 import os
 import random
 import re
-import resource
 import shlex
 import shutil
 import signal
@@ -552,6 +551,7 @@ DISASTERS = [  # before which function, and how many bytes a file may then have;
 
 @pytest.mark.parametrize(("owner", "function", "limit"), DISASTERS)
 def test_full_disk_or_lost_folder_is_one_line(small_data, copy, tmp_path, monkeypatch, capsys, owner, function, limit):
+    resource = pytest.importorskip("resource")  # Windows has no such limits
     real = getattr(owner, function)
 
     def disturbed(*arguments, **keywords):

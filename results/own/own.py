@@ -1,4 +1,6 @@
-import augment, data, train  # first: they set up Keras
+import math
+
+import augment, data, train  # before Keras: they set it up
 import keras
 from keras import layers
 
@@ -12,9 +14,9 @@ network = keras.Sequential([*stack, layers.GlobalMaxPooling2D(), layers.Dense(10
 
 images = data.load_cifar10("sample")  # or load_cifar10() for all of it, or "mine.npz"
 arrays = train.training_and_validation(images)
-settings = train.RECIPES["modern", "wrn"] | {"epochs": 15}
-optimizer = train.make_optimizer(settings, steps_per_epoch=len(arrays[0]) // 32 + 1)
-model = train.assemble(augment.standardiser(arrays[0], scheme=4), network)
-how = {"epochs": 15, "batch_size": 32, "label_smoothing": 0.1}
-history, run_dir = train.compile_and_train(model, "own", *arrays, 4, optimizer, **how)
+settings = train.RECIPES["modern", "wrn"] | {"epochs": 15, "batch_size": 32}
+optimizer = train.make_optimizer(settings, math.ceil(len(arrays[0]) / settings["batch_size"]))
+model = train.assemble(augment.standardiser(arrays[0], settings["scheme"]), network)
+how = {name: settings[name] for name in ("scheme", "epochs", "batch_size", "label_smoothing")}
+history, run_dir = train.compile_and_train(model, "own", *arrays, optimizer=optimizer, **how)
 train.evaluate_performance(model, history, run_dir, images.x_test, images.y_test)
