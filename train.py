@@ -60,9 +60,7 @@ try:
 except ImportError:  # Windows has no such locks
     fcntl = None
 
-BATCH_SIZE_FOR_EVALUATION = (
-    500  # any number gives the same result, up to rounding; the tutorial's 1 takes many times as long
-)
+BATCH_SIZE_FOR_EVALUATION = 500  # the result is the same up to rounding; the tutorial's 1 takes many times as long
 
 
 # ---------------------------------------------------------------- Recipes
@@ -157,6 +155,31 @@ def training_and_validation(cifar10, holdout=False):
     return np.concatenate([x_train, x_val]), np.concatenate([y_train, y_val]), x_test, y_test
 
 
+def make_callbacks(run_dir, history, config, lr_schedule_fn=None):
+    """Return the list of callbacks for `fit`; the arguments are those of RunRecorder and compile_and_train.
+
+    A callback is code that Keras runs during training, at the start or end of each batch or epoch.
+    """
+    # ModelCheckpoint saves the whole model whenever the validation loss is lower than ever before. The loss, not the
+    # accuracy: it changes with every image, and it notices confident mistakes.
+    checkpoint = keras.callbacks.ModelCheckpoint(
+        str(run_dir / "best.new.keras").replace("{", "{{").replace("}", "}}"),  # Keras formats the path
+        monitor="val_loss",
+        save_best_only=True,
+        initial_value_threshold=min(history["val_loss"], default=None),  # the lowest so far, if the run is resumed
+    )
+    # TensorBoard logs the curves of loss and accuracy, to be watched in a browser during training. (Its learning
+    # rate is that of the epoch's end; history.csv has that of the beginning. For the graph see open_run.)
+    tensorboard = keras.callbacks.TensorBoard(run_dir / "logs", write_graph=False)
+    # RunRecorder, our own, does all that makes a run resumable, and gives best.keras its name when the epoch is
+    # complete. So it comes last.
+    callbacks = [checkpoint, tensorboard, RunRecorder(run_dir, history, config)]
+    if lr_schedule_fn:
+        # LearningRateScheduler sets the learning rate at the start of each epoch.
+        callbacks.insert(-1, keras.callbacks.LearningRateScheduler(lambda epoch: float(lr_schedule_fn(epoch))))
+    return callbacks
+
+
 def compile_and_train(
     model,
     run_name,
@@ -218,26 +241,6 @@ def compile_and_train(
 
     run_dir = Path(run_dir) if run_dir else new_run_dir(out, run_name)
     with open_run(model, run_dir, config) as history:  # an interrupted run goes on with its weights and history
-        # A callback is code that Keras runs during training, at the start or end of each batch or epoch.
-        callbacks = [
-            # Saves the whole model whenever the validation loss is lower than ever before. The loss, not the accuracy:
-            # it changes with every image, and it notices confident mistakes. RunRecorder names the file best.keras.
-            keras.callbacks.ModelCheckpoint(
-                str(run_dir / "best.new.keras").replace("{", "{{").replace("}", "}}"),  # Keras formats the path
-                monitor="val_loss",
-                save_best_only=True,
-                initial_value_threshold=min(history["val_loss"], default=None),  # the lowest so far
-            ),
-            # Logs the curves of loss and accuracy, to be watched in a browser while the network trains. (Its learning
-            # rate is that of the epoch's end; the one in history.csv is that of its beginning.)
-            keras.callbacks.TensorBoard(run_dir / "logs", write_graph=False),
-        ]
-        if lr_schedule_fn:
-            # Sets the learning rate at the start of each epoch.
-            callbacks.append(keras.callbacks.LearningRateScheduler(lambda epoch: float(lr_schedule_fn(epoch))))
-        # A callback of our own, for all that makes a run resumable. It comes last, after the others.
-        callbacks.append(RunRecorder(run_dir, history, config))
-
         # For each batch `fit` computes the predictions, the loss and its gradients, and lets the optimizer change the
         # weights; after each epoch it evaluates the validation images. It returns a History of the epochs of this call;
         # ours, kept by RunRecorder, has those from before a resume too.
@@ -250,7 +253,7 @@ def compile_and_train(
                 steps_per_epoch=math.ceil(len(x_train) / batch_size),  # the training batches never end
                 validation_data=(x_val, data.get_onehot(y_val)),
                 validation_batch_size=BATCH_SIZE_FOR_EVALUATION,
-                callbacks=callbacks,
+                callbacks=make_callbacks(run_dir, history, config, lr_schedule_fn),
                 shuffle=False,  # training_batches shuffles
                 verbose=1 if sys.stdout.isatty() else 2,  # a progress bar, or one line per epoch
             )
@@ -314,8 +317,8 @@ def evaluate_performance(model, history, run_dir, x_test, y_test):
 
     The first is of `model` as it is, the second of best.keras, saved in the epoch with the lowest validation loss (None
     if that file is missing or damaged). Draws the curves, curves.png, and writes both numbers to metrics.json in
-    run_dir, with the one that is the result: that of the end-of-training weights if x_test has been the validation
-    data, so that it chose the best weights; otherwise that of the best weights. Raises data.DataError for unusable
+    run_dir, and says which is the result: if x_test was the validation data, it chose the best weights, so the
+    end-of-training weights' score counts; otherwise the best weights' score. Raises data.DataError for unusable
     images or labels.
     """
     x_test, y_test = data.check_data(x_test, y_test, "x_test", "y_test")
@@ -697,11 +700,15 @@ def check_model(model, optimizer, images):
         )
 
 
+# The numbers that are possible: least <= number < limit.
+LIMITS = {"epochs": (1, 2**31), "batch_size": (1, 2**31), "seed": (0, 2**31), "learning_rate": (1e-9, 1000.0)}
+LIMITS |= dict.fromkeys(("drop_rate", "warmup", "weight_decay", "label_smoothing"), (0.0, 1.0))
+
+
 def describe_run(call, arrays, optimizer, lr_schedule_fn):
     """Return the content of config.json for a call of compile_and_train; RunError for impossible numbers."""
-    limits = {"epochs": (1, 2**31), "batch_size": (1, 2**31), "seed": (0, 2**31), "label_smoothing": (0, 1)}
-    for name, (least, limit) in limits.items():
-        if not least <= call[name] < limit:
+    for name, (least, limit) in LIMITS.items():
+        if name in call and not least <= call[name] < limit:
             raise RunError(f"{name} must be at least {least} and below {limit}, not {call[name]}")
     config = {"network": "own", "dtype_policy": keras.config.dtype_policy().name, **call}
     config["optimizer_config"] = optimizer.get_config() | {"name": type(optimizer).__name__}
@@ -757,16 +764,18 @@ def record_scores(model, history, run_dir, end, best, tested_on):
         "seconds_per_epoch": seconds,  # median, validation included
         "images_per_second": config["data"]["train_count"] / seconds,
     }
-    plot_histories(
-        {run_dir.resolve().parent.name: history}, run_dir / "curves.png", split if chosen_on_them else "validation"
-    )
+    curves = {run_dir.resolve().parent.name: history}
+    plot_histories(curves, run_dir / "curves.png", split if chosen_on_them else "validation")
     write_json(run_dir / "metrics.json", metrics)
-    title, arrow = f"{split.capitalize()} accuracy", "  <- the result"
-    end_arrow, best_arrow = ("", arrow) if result == "best_weights" else (arrow, "")
-    print(f"{title}, end-of-training weights:   {end:.4f}{end_arrow}  (model.keras)")
+    arrow = {result: "  <- the result"}
+    title, on = (
+        f"{split.capitalize()} accuracy",
+        f"the {split} set: optimistic" if chosen_on_them else "validation images",
+    )
+    print(f"{title}, end-of-training weights:   {end:.4f}{arrow.get('end_of_training', '')}  (model.keras)")
     if best is not None:
-        chosen = f"chosen on {f'the {split} set: optimistic' if chosen_on_them else 'validation images'}"
-        print(f"{title}, best weights:              {best:.4f}{best_arrow}  (best.keras, epoch {best_epoch}, {chosen})")
+        note = f"(best.keras, epoch {best_epoch}, chosen on {on})"
+        print(f"{title}, best weights:              {best:.4f}{arrow.get('best_weights', '')}  {note}")
 
 
 # ---------------------------------------------------------------- The command line
@@ -829,23 +838,20 @@ def make_parser():
     group = parser.add_argument_group("the recipe", defaults)
     schemes = {str(scheme): scheme for scheme in augment.SCHEMES}  # "1" -> 1
     words = {"optimizer": ["rmsprop", "sgd"], "schedule": ["constant", "inverse_time", "cosine"]}
-    ranges = {"epochs": (1, 2**31), "batch_size": (1, 2**31), "learning_rate": (1e-9, 1000.0)}  # others: shares
     for name, values in TABLE.items():
         if name == "scheme":
             accepted = {"type": lambda word: schemes.get(word, word), "choices": [*schemes.values()]}
         elif name in words:
             accepted = {"choices": words[name]}
         else:
-            accepted = {"type": between(type(values[0]), *ranges.get(name, (0.0, 1.0))), "metavar": "X"}
+            accepted = {"type": between(type(values[0]), *LIMITS[name]), "metavar": "X"}
         group.add_argument(flag(name), help=f"{MEANINGS[name]} [{' | '.join(map(str, values))}]", **accepted)
 
     group = parser.add_argument_group("the run")
-    group.add_argument(
-        "--holdout", action="store_true", help="train on 45,000, choose the best weights on 5,000 images"
-    )
+    group.add_argument("--holdout", action="store_true", help="train on 45,000 images, choose best weights on 5,000")
     group.add_argument("--no-test", action="store_true", help="leave the test set untouched, to tune; needs --holdout")
     seed = "of weights, order, transformations (default: 0)"
-    group.add_argument("--seed", type=between(int, 0, 2**31), metavar="X", help=seed)
+    group.add_argument("--seed", type=between(int, *LIMITS["seed"]), metavar="X", help=seed)
     policies = ["float32", "mixed_float16", "mixed_bfloat16"]
     group.add_argument("--dtype-policy", choices=policies, help="what to compute in, see README.md (default: float32)")
     group.add_argument("--no-xla", action="store_true", help="do not compile with XLA, see README.md")
@@ -882,9 +888,7 @@ def read_config(run_dir):
         config["network"], config["epochs"], config["data"]["fingerprint"]
     except (OSError, ValueError, KeyError, TypeError) as error:
         below = max(run_dir.glob("**/config.json"), default=None, key=lambda path: path.parent.name)
-        advice = (
-            f"; did you mean {below.parent}?" if below else f" ({type(error).__name__}: {data.one_line(error)[:120]})"
-        )
+        advice = f"; did you mean {below.parent}?" if below else f" ({type(error).__name__}: {error})"
         raise RunError(f"{run_dir} is not the folder of a run, or its config.json is damaged{advice}") from None
     return config
 
@@ -961,7 +965,7 @@ def print_settings(settings, network, train_count, run_dir):
 
 
 def train_run(settings, network, cifar10, run_dir):
-    """Train `network` as `settings` say, from where the run in run_dir is, picture and evaluate it."""
+    """Train `network` as `settings` say, from where the run in run_dir is, draw its pictures and evaluate it."""
     x_train, y_train, x_val, y_val = training_and_validation(cifar10, settings["holdout"])
     print_settings(settings, network, len(x_train), run_dir)
     say_if_slow(settings["dtype_policy"])
