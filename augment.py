@@ -3,7 +3,7 @@
     python augment.py                  draw augmented and whitened images (fetches CIFAR-10)
     python augment.py --data sample    the same with the small slice that comes with the code
 
-It ends with the names of the figures it has drawn:
+It prints the names of the figures that it draws:
 
     One kind of transformation per row: figures/augmentations.png
     20 augmentations by scheme 1: figures/augmented_scheme1.png
@@ -45,10 +45,20 @@ from matplotlib.figure import Figure
 
 # ---------------------------------------------------------------- Define: the augmentation schemes
 #
-# A scheme is a dict of ImageDataGenerator's own keyword arguments. rotation_range and shear_range are in degrees. A
-# shift range below 1 is a fraction of the image's side; a float from 1 on is in pixels; and an int k means whole pixels
-# from −(k−1) to k−1. Add a scheme of your own here, and `python train.py wrn --scheme NAME` trains with it.
-# (The function that looks a scheme up and checks it, scheme_settings, stands at the end of the file.)
+# A scheme is a dict of keyword arguments of ImageDataGenerator; the eleven that are possible here:
+#
+#   width_shift_range, height_shift_range    the largest shift. A float below 1 is a fraction of the image's side, from
+#                                            1 on pixels; an int k means whole pixels from −(k−1) to k−1
+#   rotation_range, shear_range              the largest angle, in degrees
+#   zoom_range                               0.2: factors from 0.8 to 1.2, in width and height independently
+#   horizontal_flip                          True: half of the images, drawn at random, are mirrored
+#   fill_mode                                what fills the gaps at the edges: "reflect" or "nearest", see warp
+#   featurewise_center                       True: subtract the mean
+#   featurewise_std_normalization            True: and divide by the standard deviation
+#   zca_whitening, zca_epsilon               True: whiten (see "Fit"); a small number that is added to the deviations
+#
+# Add a scheme of your own, and `python train.py wrn --scheme NAME` trains with it. (scheme_settings, which looks a
+# scheme up and checks it, stands at the end of the file.)
 
 SCHEMES = {
     # The tutorial's first choice: large shifts and flips. 0.25 is ±8 pixels; the paper it quotes shifts by ±4.
@@ -75,7 +85,7 @@ SCHEMES = {
         "fill_mode": "nearest",
         "horizontal_flip": True,
     },
-    # Scheme 1 with each channel's mean and standard deviation in place of whitening, which is cheaper. The tutorial
+    # Scheme 1 with each channel's mean and standard deviation in place of whitening: much less to compute. The tutorial
     # found it about as good; our runs of ten epochs cannot tell the two apart.
     3: {
         "featurewise_center": True,
@@ -118,20 +128,20 @@ def affine_matrices(theta, tx, ty, shear, zx, zy, flip_horizontal, size):
     theta, shear = theta * np.pi / 180, shear * np.pi / 180
     zero, one = tf.zeros_like(theta), tf.ones_like(theta)
 
-    def matrices(*rows):  # two rows of three arrays (B,) -> (B, 3, 3)
+    def matrix_of(*rows):  # two rows of three arrays (B,) -> (B, 3, 3)
         return tf.stack([tf.stack(row, axis=-1) for row in (*rows, (zero, zero, one))], axis=1)
 
     centre = (size / 2 - 0.5) * one
-    origin_to_centre = matrices((one, zero, centre), (zero, one, centre))
-    centre_to_origin = matrices((one, zero, -centre), (zero, one, -centre))
+    origin_to_centre = matrix_of((one, zero, centre), (zero, one, centre))
+    centre_to_origin = matrix_of((one, zero, -centre), (zero, one, -centre))
     # A positive angle turns the image counterclockwise; positive shifts move it to the left and up.
-    rotation = matrices((tf.cos(theta), -tf.sin(theta), zero), (tf.sin(theta), tf.cos(theta), zero))
-    translation = matrices((one, zero, tx), (zero, one, ty))
+    rotation = matrix_of((tf.cos(theta), -tf.sin(theta), zero), (tf.sin(theta), tf.cos(theta), zero))
+    translation = matrix_of((one, zero, tx), (zero, one, ty))
     # Keras's own shear: the x axis stays, and the y axis turns by the angle. (The usual shear leaves y as it is; this
     # one multiplies it by cos(shear).)
-    shearing = matrices((one, -tf.sin(shear), zero), (zero, tf.cos(shear), zero))
-    zooming = matrices((zx, zero, zero), (zero, zy, zero))
-    mirroring = matrices((1 - 2 * flip, zero, (size - 1) * flip), (zero, one, zero))  # x -> size − 1 − x where flipped
+    shearing = matrix_of((one, -tf.sin(shear), zero), (zero, tf.cos(shear), zero))
+    zooming = matrix_of((zx, zero, zero), (zero, zy, zero))
+    mirroring = matrix_of((1 - 2 * flip, zero, (size - 1) * flip), (zero, one, zero))  # x -> size − 1 − x where flipped
     # Read it from right to left, from a pixel of the output to where it comes from: undo the flip, make the centre
     # the origin, zoom, shear, shift, rotate, and put the origin back into the corner.
     matrix = origin_to_centre @ rotation @ translation @ shearing @ zooming @ centre_to_origin @ mirroring
@@ -209,10 +219,11 @@ def random_transform(images, scheme, seed):
 
 # ---------------------------------------------------------------- Fit: standardisation and ZCA whitening
 #
-# Neighbouring pixels repeat each other. ZCA whitening is the linear map that removes all correlation between the pixels
-# of the training images and gives every direction the variance 1; among all maps that do this, it changes the images
-# least (it is PCA whitening, rotated back), and edges stand out. Its price is a matrix of 3072×3072 numbers, 38 MB. The
-# WRN paper used it for some results; its authors later found mean and standard deviation per channel to do better.
+# Neighbouring pixels repeat each other. Whitening multiplies an image by a matrix, chosen so that over the training
+# images no two numbers of the result are correlated, and each has the variance 1. Many matrices do that. ZCA's is the
+# one that changes the images least (it is PCA whitening, rotated back): one still sees what is in them, and edges stand
+# out. Its price is a matrix of 3072×3072 numbers, 38 MB. The WRN paper used it for some results; its authors later
+# found mean and standard deviation per channel to do better.
 
 
 def channel_statistics(images):

@@ -10,8 +10,8 @@ The summary ends with
 
 VGG's idea (Simonyan and Zisserman, https://arxiv.org/abs/1409.1556): filters no larger than 3×3 suffice if the network
 is deep enough. Two stacked 3×3 filters see 5×5 pixels, with fewer weights than one 5×5 filter and one more
-non-linearity. Two rules describe the rest. Layers whose output has the same size have the same number of filters. Where
-the size is halved, the number of filters is doubled, so that each layer costs about the same.
+non-linearity. Two rules say how many filters. Layers whose output has the same size have the same number of them. Where
+the size is halved, their number is doubled, so that each layer costs about the same (VGG stops at 512).
 
 Why it mattered: in 2014, when other networks had larger filters or intricate modules, VGG came second in classifying
 ImageNet with nothing but plain layers, and more of them. The rule of thumb that is left: no filters larger than 3×3,
@@ -72,9 +72,9 @@ def build_svgg(drop_rate=0.5):
             layers.Flatten(),  # all values of an image in one row, for the dense layers: -> (B, 4096)
             # 4,096 × 1,024 weights: four fifths of the whole network are in this one layer.
             layers.Dense(1024, activation="relu"),
-            # While training, dropout sets a random share of its inputs to zero, so the next layer cannot rely on any
-            # single one, and scales up the others, so that the sum stays about the same. In `evaluate` and `predict`
-            # it does nothing. It follows the largest layer, which overfits most easily.
+            # While training, dropout sets some of its inputs to zero, drawn anew each time: a share of drop_rate. So
+            # the next layer cannot rely on any single one. It scales up the others, so that the sum stays about the
+            # same. In `evaluate` and `predict` it does nothing. It follows the largest layer, which overfits most.
             layers.Dropout(drop_rate),
             # Softmax: ten positive numbers that sum to 1. float32 even if the layers before compute in float16.
             layers.Dense(len(CLASS_NAMES), activation="softmax", dtype="float32"),  # -> (B, 10)

@@ -101,7 +101,8 @@ def learning_rate(settings, steps_per_epoch):
     rate, updates = settings["learning_rate"], settings["epochs"] * steps_per_epoch
     if settings["schedule"] == "inverse_time":
         # rate / (1 + 0.0005 · update): a tenth after 46 epochs, an eightieth (0.0013) after 400. It is what the
-        # tutorial's `decay=0.0005` did in Keras 2; the paper's 0.0005 is a *weight* decay.
+        # tutorial's `decay=0.0005` did in Keras 2; the paper's 0.0005 is a *weight* decay. The tutorial's WRN was still
+        # improving after 400 epochs: the rate had become too small to go on.
         return keras.optimizers.schedules.InverseTimeDecay(rate, decay_steps=1, decay_rate=0.0005)
     if settings["schedule"] == "cosine":
         # The rate rises from 0.0 to `rate` (warm-up: large changes are unstable at first), then falls to zero along
@@ -198,7 +199,7 @@ def compile_and_train(
     out="runs",
     run_dir=None,
     jit_compile="auto",
-    settings=None,
+    notes=None,
 ):
     """Train `model` and record the run in a folder of its own. Return (history, run_dir).
 
@@ -215,7 +216,7 @@ def compile_and_train(
     lr_schedule_fn:   a function from the epoch, counted from 0, to its learning rate; for an optimizer without schedule
     run_dir:          continue the run in this folder, or begin it there; default: a new folder
     jit_compile:      False switches the XLA compiler off; "auto" lets Keras decide (on with a GPU)
-    settings:         a dict of further entries for config.json
+    notes:            a dict of further entries for config.json
 
     history maps epoch, accuracy, loss, val_accuracy, val_loss, learning_rate and seconds to lists with one entry per
     epoch. To resume, build model and optimizer as before and give run_dir. Raises ValueError (of which RunError and
@@ -229,7 +230,7 @@ def compile_and_train(
     optimizer = optimizer or keras.optimizers.RMSprop()
     check_model(model, optimizer, x_train[:4])
     call = {"scheme": scheme, "epochs": epochs, "batch_size": batch_size, "label_smoothing": label_smoothing}
-    call |= {"seed": seed, "no_xla": not jit_compile, **(settings or {})}
+    call |= {"seed": seed, "no_xla": not jit_compile, **(notes or {})}
     config = describe_run(call, (x_train, y_train, x_val, y_val), optimizer, lr_schedule_fn)
 
     # Compiling says what is minimised (the loss), how (the optimizer) and what is shown beside it (the metrics).
@@ -272,7 +273,8 @@ def plot_histories(histories, path, split="validation"):
     histories: {name: history}, a history as returned by compile_and_train; each name gets a colour. split: what the
     validation data were. How to read it: a gap between training (dashed) and validation (solid) is overfitting; if the
     accuracy is still rising at the end, more epochs or a larger learning rate may help. In the tutorial the SVGG's
-    training accuracy saturates near epoch 100, but its validation loss is lowest near epoch 50.
+    training accuracy saturates near epoch 100, but its validation loss is lowest near epoch 50 and then jumps about: a
+    learning rate that falls would help.
     """
     figure = Figure(figsize=(16, 4.5), layout="constrained")
     for axis, metric in zip(figure.subplots(1, 3), ("accuracy", "loss", "learning_rate"), strict=True):
@@ -973,7 +975,7 @@ def train_run(settings, network, cifar10, run_dir):
     model = assemble(augment.standardiser(x_train, settings["scheme"]), network)
     optimizer = make_optimizer(settings, math.ceil(len(x_train) / settings["batch_size"]))
     keywords = {name: settings[name] for name in ("scheme", "epochs", "batch_size", "seed", "label_smoothing")}
-    keywords |= {"run_dir": run_dir, "jit_compile": False if settings["no_xla"] else "auto", "settings": settings}
+    keywords |= {"run_dir": run_dir, "jit_compile": False if settings["no_xla"] else "auto", "notes": settings}
     arrays = (x_train, y_train, x_val, y_val)
     history, _ = compile_and_train(model, run_dir.parent.name, *arrays, optimizer=optimizer, **keywords)
     # With --no-test the validation images stand in for the test images.
