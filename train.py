@@ -101,8 +101,8 @@ def learning_rate(settings, steps_per_epoch):
     rate, updates = settings["learning_rate"], settings["epochs"] * steps_per_epoch
     if settings["schedule"] == "inverse_time":
         # rate / (1 + 0.0005 · update): a tenth after 46 epochs, an eightieth (0.0013) after 400. It is what the
-        # tutorial's `decay=0.0005` did in Keras 2; the paper's 0.0005 is a *weight* decay. The tutorial's WRN was still
-        # improving after 400 epochs: the rate had become too small to go on.
+        # tutorial's `decay=0.0005` did in Keras 2; the paper's 0.0005 is a *weight* decay. The tutorial's WRN had not
+        # reached a plateau after 400 epochs.
         return keras.optimizers.schedules.InverseTimeDecay(rate, decay_steps=1, decay_rate=0.0005)
     if settings["schedule"] == "cosine":
         # The rate rises from 0.0 to `rate` (warm-up: large changes are unstable at first), then falls to zero along
@@ -273,8 +273,8 @@ def plot_histories(histories, path, split="validation"):
     histories: {name: history}, a history as returned by compile_and_train; each name gets a colour. split: what the
     validation data were. How to read it: a gap between training (dashed) and validation (solid) is overfitting; if the
     accuracy is still rising at the end, more epochs or a larger learning rate may help. In the tutorial the SVGG's
-    training accuracy saturates near epoch 100, but its validation loss is lowest near epoch 50 and then jumps about: a
-    learning rate that falls would help.
+    training accuracy saturates near epoch 100, but its validation loss is lowest near epoch 50 and then jumps about:
+    the place for a schedule.
     """
     figure = Figure(figsize=(16, 4.5), layout="constrained")
     for axis, metric in zip(figure.subplots(1, 3), ("accuracy", "loss", "learning_rate"), strict=True):

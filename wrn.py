@@ -83,7 +83,7 @@ def first_miniblock(block_input, filters, downsampling, drop_rate):
     # Dropout regularises: it makes memorising hard. Batch normalisation is there to ease optimisation, but its noisy
     # means and variances regularise a little too. So whether dropout still helps depends on the recipe. The paper drops
     # single values and gains a little in 200 epochs. Here whole maps go, since the neighbours of a dropped value would
-    # tell what it was; in ten epochs that cost 5.6 points of accuracy (results/README.md).
+    # tell what it was; in ten epochs that cost a WRN-16-2 5.6 points (results/README.md).
     main_path = layers.SpatialDropout2D(drop_rate)(main_path)
     main_path = conv(main_path, filters)
     # The two sides of the sum must have the same shape: a 1×1 convolution on the shortcut makes them fit.
