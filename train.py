@@ -744,9 +744,12 @@ def differences(recorded, config):
         optimizer = {f"optimizer's {name}": value for name, value in config.get("optimizer_config", {}).items()}
         return config | optimizer | {"images and labels": config["data"]["fingerprint"][:8]}
 
+    def show(value):  # optimizers keep float32 numbers, 0.01 as 0.009999999776482582
+        return f"{value:.6g}" if isinstance(value, float) else value
+
     old, new = flat(recorded), flat(config)
     common = [name for name in old if name in new and name not in may_change]
-    return [f"{name}: {old[name]} then, {new[name]} now" for name in common if old[name] != new[name]]
+    return [f"{name}: {show(old[name])} then, {show(new[name])} now" for name in common if old[name] != new[name]]
 
 
 def record_scores(model, history, run_dir, end, best, tested_on):

@@ -466,11 +466,11 @@ OTHER_SETTINGS = {
     "scheme: 3 then, {'feat": {"scheme": augment.SCHEMES[3] | {"rotation_range": 5}},
     "batch_size: 20 then, 30 now": {"batch_size": 30},
     "seed: 0 then, 1 now": {"seed": 1},
-    "label_smoothing: 0.0 then, 0.1 now": {"label_smoothing": 0.1},
+    "label_smoothing: 0 then, 0.1 now": {"label_smoothing": 0.1},
     "network: own then, mine now": {"notes": {"network": "mine"}},
     "optimizer's name: SGD then, Adam now": {"optimizer": keras.optimizers.Adam(0.01)},
-    "optimizer's learning_rate: 0.0": {"optimizer": keras.optimizers.SGD(0.02)},
-    "optimizer's momentum: 0.0 then, 0.9 now": {"optimizer": keras.optimizers.SGD(0.01, momentum=0.9)},
+    "optimizer's learning_rate: 0.01 then, 0.02 now": {"optimizer": keras.optimizers.SGD(0.02)},
+    "optimizer's momentum: 0 then, 0.9 now": {"optimizer": keras.optimizers.SGD(0.01, momentum=0.9)},
 }
 
 
