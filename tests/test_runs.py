@@ -60,6 +60,7 @@ import os, signal, sys
 signal.signal(signal.SIGINT, signal.SIG_DFL)
 os.execv(sys.executable, [sys.executable, *sys.argv[1:]])
 """
+POSIX = pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals or folders")
 TINY = ["-c", "import sys, test_runs; test_runs.run(*sys.argv[1:])"]  # train.py with a tiny network, see `run`
 
 
@@ -225,6 +226,7 @@ def change_config(run_dir, **changes):
 # ---------------------------------------------------------------- Killed and stopped, and the same weights in the end
 
 
+@POSIX
 def test_job_that_is_killed_and_queued_again_equals_an_undisturbed_one(small_data, tmp_path):
     """One unchanged command, three times: killed in the first epoch, stopped by Ctrl-C in another, then to the end."""
     arguments = ["wrn", "--scheme", "3", "--epochs", "6", "--batch-size", "25", "--holdout", "--data", small_data]
@@ -598,6 +600,7 @@ def test_mistake_in_a_network_keeps_its_traceback(small_data, tmp_path, monkeypa
         train.main(["wrn", "--data", small_data, "--out", str(tmp_path)])
 
 
+@POSIX
 def test_folder_that_cannot_be_written_is_found_before_the_data_are_loaded(monkeypatch):
     monkeypatch.setattr(data, "load_cifar10", lambda *_: pytest.fail("the data are loaded"))
     assert "/proc" in error_of(run, "wrn", "--out", "/proc")
@@ -646,6 +649,7 @@ def kill_at_random(name, kills, seed, folder):
     return runs
 
 
+@POSIX
 @pytest.mark.long
 @pytest.mark.parametrize("name", ["wrn-tutorial-full", "svgg-modern-holdout"])  # with whitening: the first
 def test_run_survives_kills_at_random_moments(name, tmp_path):
