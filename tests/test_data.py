@@ -485,6 +485,7 @@ def test_terminal_that_lacks_a_letter_shows_another_and_a_closed_one_nothing(tmp
     monkeypatch.setattr(sys, "stdout", None)
     server.choose("good")
     data.main(["--out", str(tmp_path / "closed")])  # a download prints its progress
+    sys.stdout.close()  # what stood in for it
     assert (tmp_path / "closed" / "samples.png").exists()
 
 

@@ -87,6 +87,8 @@ class Program:
             self.process.send_signal(number)
         status = self.process.wait(timeout=600)  # Ctrl-C waits for NumPy to end a computation
         errors = self.read(self.err)
+        self.out.close()
+        self.err.close()
         # Python itself ignores a Ctrl-C that comes while it clears a weak reference away, and says so.
         errors = re.sub(r"Exception ignored in: .*\n(.*\n)*?KeyboardInterrupt: *\n", "", errors)
         assert "Traceback" not in errors, errors

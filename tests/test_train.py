@@ -15,6 +15,7 @@ import os
 import re
 import subprocess
 import sys
+import time
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -75,8 +76,10 @@ def uneven_run(tmp_path_factory):
 
     arrays = (list(X_TRAIN), Y_TRAIN[:, None], list(X_VAL), Y_VAL[:, None].tolist())
     keywords = {"epochs": 3, "batch_size": 20, "lr_schedule_fn": rate, "out": tmp_path_factory.mktemp("notebook")}
+    started = time.monotonic()
     with contextlib.redirect_stdout(printed):
         history, run_dir = train.compile_and_train(model, "tiny", *arrays, 3, **keywords)
+    assert 0 < sum(history["seconds"]) < time.monotonic() - started
     weights.append(model.get_weights())
     left, printed = files_in(run_dir), printed.getvalue()
     return SimpleNamespace(model=model, history=history, run_dir=run_dir, weights=weights, left=left, printed=printed)
@@ -650,6 +653,17 @@ def test_screen_says_what_to_expect_and_what_came_out(full_run):
         rf"Models, pictures and history: {run_dir}",
     ):
         assert sum(bool(re.fullmatch(expected, line)) for line in lines) == 1, expected
+
+
+def test_end_is_expected_after_as_many_epochs_as_are_left(uneven_run, capsys):
+    recorder = train.RunRecorder(uneven_run.run_dir, {"epoch": [1, 2], "seconds": [5.0, 9.0]}, {})
+    recorder.set_model(uneven_run.model)
+    recorder.set_params({"epochs": 10})
+    recorder.on_epoch_begin(2)  # the third, and the first after a resume
+    assert capsys.readouterr().out == ""
+    recorder.history["seconds"].append(600.0)
+    recorder.on_epoch_begin(3)
+    assert capsys.readouterr().out.endswith(", in 1:10:00\n")
 
 
 def test_saved_model_takes_raw_pixels_in_a_process_without_our_code(full_run, tmp_path):
