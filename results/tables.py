@@ -63,8 +63,12 @@ def runs(group):
 
 
 def network_runs():
-    """Return the runs of networks/, those at full resolution last."""
-    return sorted(runs("networks"), key=lambda run: run["config"].get("full_resolution", False))
+    """Return the runs of networks/: the tutorial's, those at full resolution, and last a network of one's own."""
+
+    def order(run):
+        return run["config"]["network"] == "own", bool(run["config"].get("full_resolution"))
+
+    return sorted(runs("networks"), key=order)
 
 
 def settings(run):
@@ -106,7 +110,7 @@ def network_name(config):
 
 
 def results_table():
-    """The networks with both recipes, and two on the sample: the scores on the test set. For README.md."""
+    """All networks and recipes, and two on the sample: the scores on the test set. For README.md."""
     rows = []
     for run in (*network_runs(), *runs("quickstart"), *runs("own")):
         config, metrics, name = run["config"], run["metrics"], network_name(run["config"])
@@ -271,21 +275,22 @@ def with_tables(text):
 
 def plot_networks(path):
     """Write a figure to `path`: for each network the accuracy after each epoch, one colour for each recipe."""
-    figure = Figure(figsize=(12, 5))
+    figure = Figure(figsize=(16, 5))
     colors = {"tutorial": "C0", "modern": "C1", "modern, full resolution": "C2"}
-    for axis, network in zip(figure.subplots(1, 2, sharey=True), ("svgg", "wrn"), strict=True):
+    for axis, network in zip(figure.subplots(1, 3, sharey=True), ("svgg", "wrn", "own"), strict=True):
         names = []
         for run in network_runs():
             config, history = run["config"], run["history"]
             if config["network"] == network:
                 names.append(network_name(config))
-                label = f"{config['recipe']}, full resolution" if config.get("full_resolution") else config["recipe"]
+                label = config.get("recipe", "modern") + ", full resolution" * bool(config.get("full_resolution"))
                 color = colors[label]
                 axis.plot(history["epoch"], history["val_accuracy"], color=color, label=f"{label}, test")
                 axis.plot(history["epoch"], history["accuracy"], "--", color=color, label=f"{label}, training")
         axis.set_title("; ".join(dict.fromkeys(names)))
-        axis.axhline(TUTORIAL[names[0]], color="grey", linewidth=1)
-        axis.text(1, TUTORIAL[names[0]], "the tutorial after 400 epochs", va="bottom", fontsize=8, color="grey")
+        if names[0] in TUTORIAL:
+            axis.axhline(TUTORIAL[names[0]], color="grey", linewidth=1)
+            axis.text(1, TUTORIAL[names[0]], "the tutorial after 400 epochs", va="bottom", fontsize=8, color="grey")
         axis.set_xlabel("epoch")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
