@@ -1,4 +1,4 @@
-"""Step 2 of the tutorial: image augmentation and standardisation (centring, scaling, ZCA whitening).
+"""Step 2 of 5: image augmentation and standardisation (centring, scaling, ZCA whitening).
 
     python augment.py                  draw augmented and whitened images (fetches CIFAR-10)
     python augment.py --data sample    the same with the small slice that comes with the code
@@ -27,13 +27,13 @@ plain images is wrong without a warning. Here augmentation belongs to the traini
 model, as its first layers, so that `evaluate` and `predict` take raw pixels.
 
 tests/test_augment.py compares the pixels with ImageDataGenerator's: they are the same up to rounding. Two things are
-different on purpose, since dividing by almost nothing ruins new images: directions without variance are left out of the
-whitening (see zca_matrix), and a channel that never changes is not scaled.
+different on purpose, since dividing by almost nothing ruins new images: directions (fixed combinations of pixels) in
+which the training images do not differ are left out of the whitening, and a channel that never changes is not scaled.
 
 Shapes: B images in a batch, N in all, H = W = 32 pixels, C = 3 channels, D = H·W·C = 3072 numbers per image.
 """
 
-# data.py comes first: it sets up Keras.
+# data.py comes first: it sets up Keras. (The next comment tells the tool that sorts imports to keep this order.)
 from data import CLASS_NAMES, Parser, check_data, check_images, errors_in_one_line, figure_path, load_cifar10
 
 # isort: split
@@ -55,7 +55,8 @@ from matplotlib.figure import Figure
 #   fill_mode                                what fills the gaps at the edges: "reflect" or "nearest", see warp
 #   featurewise_center                       True: subtract the mean
 #   featurewise_std_normalization            True: and divide by the standard deviation
-#   zca_whitening, zca_epsilon               True: whiten (see "Fit"); a small number that is added to the deviations
+#   zca_whitening                            True: whiten (see "Fit")
+#   zca_epsilon                              a small number; divided by √N, it is added to the deviations
 #
 # Add a scheme of your own, and `python train.py wrn --scheme NAME` trains with it. (scheme_settings, which looks a
 # scheme up and checks it, stands at the end of the file.)
@@ -220,10 +221,11 @@ def random_transform(images, scheme, seed):
 # ---------------------------------------------------------------- Fit: standardisation and ZCA whitening
 #
 # Neighbouring pixels repeat each other. Whitening multiplies an image by a matrix, chosen so that over the training
-# images no two numbers of the result are correlated, and each has the variance 1. Many matrices do that. ZCA's is the
-# one that changes the images least (it is PCA whitening, rotated back): one still sees what is in them, and edges stand
-# out. Its price is a matrix of 3072×3072 numbers, 38 MB. The WRN paper used it for some results; its authors later
-# found mean and standard deviation per channel to do better.
+# images no two numbers of the result are correlated, and each has the variance 1. Many matrices do that. The one of
+# ZCA (zero-phase component analysis) changes the images least: one still sees what is in them, and edges stand out. It
+# turns an image to the directions of its variance (principal component analysis, PCA), scales them, and turns it back.
+# Its price is a matrix of 3072×3072 numbers, 38 MB. The WRN paper used it for some results; its authors later found
+# mean and standard deviation per channel to do better.
 
 
 def channel_statistics(images):

@@ -1,4 +1,4 @@
-"""Step 1 of the tutorial: CIFAR-10. Read it, split it, look at it.
+"""Step 1 of 5: CIFAR-10. Read it, split it, look at it.
 
     python data.py                  fetch the data set (170 MB, once), print the shapes, draw eight images of each class
     python data.py --data sample    the same with the small slice that comes with the code
@@ -17,8 +17,9 @@ CIFAR-10 is 60,000 colour images of 32×32 pixels in ten classes, 6,000 images p
 10,000 for testing. Alex Krizhevsky, Vinod Nair and Geoffrey Hinton collected and labelled them as a subset of the 80
 Million Tiny Images (https://www.cs.toronto.edu/~kriz/cifar.html).
 
-The tutorial unpickles the files of a folder, whatever they are. Here a file is unpickled only if its checksum says that
-it is one of the published files (see load_batch), and the archive is fetched if it is not there.
+The tutorial (R. Marchildon, 2018, see README.md) unpickles the files of a folder, whatever they are. Here a file is
+unpickled only if its checksum says that it is one of the published files (see load_batch), and the archive is fetched
+if it is not there. CIFAR-10 calls its files batches; they have nothing to do with the batches of training.
 
 Shapes: N images, H = W = 32 pixels, C = 3 channels (red, green, blue).
 """
@@ -36,7 +37,8 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-# Settings that must precede the import of Keras and Matplotlib. The other four modules import this one first.
+# Settings that must precede the import of Keras and Matplotlib. So every other module imports this one, or augment.py,
+# which does, before Keras.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # fewer messages from TensorFlow as it starts
 if platform.machine() in ("x86_64", "AMD64"):
@@ -113,7 +115,7 @@ def load_cifar10(source=None):
         order = np.random.default_rng(0).permutation(len(x_train))
         x_train, y_train = x_train[order], y_train[order]
     else:
-        # Five files of 10,000 training images and one of test images, each in random order.
+        # Five files of training images (10,000 each; 300 in the sample) and one of test images, each in random order.
         batches = [load_batch(raw, name) for name, raw in read_files(path).items()]
         x_train = np.concatenate([images for images, _ in batches[:5]])
         y_train = np.concatenate([labels for _, labels in batches[:5]])
@@ -151,7 +153,7 @@ def plot_samples(images, labels, path, per_class=8):
 # ---------------------------------------------------------------- Where the files come from
 #
 # From here on: fetching, recognising and checking files, and what all five scripts share. None of it belongs
-# to the tutorial.
+# to the lesson.
 
 # Two places with the same archive: a fast copy first, then the official server, which is often slow.
 URLS = (
@@ -160,7 +162,7 @@ URLS = (
 )
 SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"
 SILENCE = 60  # timeout of a download: seconds without data
-# The first 30 images of each class from each training file, and the first 50 from the test file.
+# The first 30 images of each class from each training file, and the first 50 of each class from the test file.
 SAMPLE = Path(__file__).with_name("cifar-10-sample.tar.gz")
 
 # The files of CIFAR-10, and the only ones that are unpickled: the official ones and those of the sample.

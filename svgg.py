@@ -1,4 +1,4 @@
-"""Step 3 of the tutorial: a simplified VGG network, with Keras's Sequential API.
+"""Step 3 of 5: a simplified VGG network, with Keras's Sequential API.
 
     python svgg.py          print the network, layer by layer, and draw its graph (figures/svgg.png)
 
@@ -38,10 +38,11 @@ from keras import layers
 def conv_layer(filters):
     """Return one convolution as a list of two Keras layers: Conv 3×3 with its ReLU, and batch normalisation.
 
-    Padding "same" keeps height and width. Batch normalisation shifts and scales each channel to mean 0 and variance 1,
-    which makes deep networks easier to train. While training it takes mean and variance from the batch, and in
-    evaluation it takes running averages of them. Then each channel gets a learned scale and shift. Normalising after
-    the ReLU is the tutorial's order; the Wide ResNet of the next step has it the other way round.
+    ReLU replaces negative values by 0. Padding "same" keeps height and width. Batch normalisation shifts and scales
+    each channel to mean 0 and variance 1, which makes deep networks easier to train. While training it takes mean and
+    variance from the batch, and in evaluation running averages of them. Then each channel gets a learned scale and
+    shift. Normalising after the ReLU is the tutorial's order; the Wide ResNet of the next step has it the other way
+    round.
     """
     return [layers.Conv2D(filters, 3, padding="same", activation="relu"), layers.BatchNormalization()]
 
@@ -72,9 +73,10 @@ def build_svgg(drop_rate=0.5):
             layers.Flatten(),  # all values of an image in one row, for the dense layers: -> (B, 4096)
             # 4,096 × 1,024 weights: four fifths of the whole network are in this one layer.
             layers.Dense(1024, activation="relu"),
-            # While training, dropout sets some of its inputs to zero, drawn anew each time: a share of drop_rate. So
-            # the next layer cannot rely on any single one. It scales up the others, so that the sum stays about the
-            # same. In `evaluate` and `predict` it does nothing. It follows the largest layer, which overfits most.
+            # While training, dropout sets each input to zero with the probability drop_rate, drawn anew each time, and
+            # scales up the others, so that the sum stays about the same. So the next layer cannot rely on any single
+            # input. In `evaluate` and `predict` dropout does nothing. It follows the layer that overfits most, the
+            # largest.
             layers.Dropout(drop_rate),
             # Softmax: ten positive numbers that sum to 1. float32 even if the layers before compute in float16.
             layers.Dense(len(CLASS_NAMES), activation="softmax", dtype="float32"),  # -> (B, 10)

@@ -1,4 +1,4 @@
-"""Step 5 of the tutorial: compile, train with callbacks, evaluate, and look at the predictions. The program to run.
+"""Step 5 of 5: compile, train with callbacks, evaluate, and look at the predictions. The program to run.
 
     python train.py wrn                             the tutorial's WRN-40-2: 400 epochs, better on a GPU
     python train.py svgg                            the tutorial's simplified VGG
@@ -119,9 +119,10 @@ def make_optimizer(settings, steps_per_epoch):
         # Divides each weight's gradient by the root of its recent mean square: all weights move about equally fast.
         optimizer = keras.optimizers.RMSprop(rate, weight_decay=decay)
     else:
-        # Momentum: each change is a running sum of gradients. What they agree on adds up (to 10 gradients, with 0.9),
-        # what they disagree on cancels. Nesterov's form measures the gradient where the momentum is about to carry the
-        # weights. The paper's settings for its WRN: this optimizer, 0.1, and batches of 128.
+        # Momentum: each change is a sum of gradients, in which an older one counts 0.9 times as much as the next. What
+        # they agree on adds up (equal ones to ten), what they disagree on cancels. Nesterov's form measures the
+        # gradient where the momentum is about to carry the weights. The paper's settings for its WRN: this optimizer,
+        # 0.1, and batches of 128.
         optimizer = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=decay)
     # Keras's weight decay is decoupled from the gradient: w −= rate · decay · w. The paper adds it to the gradient,
     # where momentum multiplies it by 10, so the paper's 5e-4 is 5e-3 here; our twenty-epoch recipes use more. Biases
@@ -162,7 +163,7 @@ def make_callbacks(run_dir, history, config, lr_schedule_fn=None):
     A callback is code that Keras runs during training, at the start or end of each batch or epoch.
     """
     # ModelCheckpoint saves the whole model whenever the validation loss is lower than ever before. The loss, not the
-    # accuracy: it changes with every image, and it notices confident mistakes.
+    # accuracy: it also notices how sure each answer is, and most of all confident mistakes.
     checkpoint = keras.callbacks.ModelCheckpoint(
         str(run_dir / "best.new.keras").replace("{", "{{").replace("}", "}}"),  # Keras formats the path
         monitor="val_loss",
@@ -231,7 +232,7 @@ def compile_and_train(
     check_model(model, optimizer, x_train[:4])
     call = {"scheme": scheme, "epochs": epochs, "batch_size": batch_size, "label_smoothing": label_smoothing}
     call |= {"seed": seed, "no_xla": not jit_compile, **(notes or {})}
-    config = describe_run(call, (x_train, y_train, x_val, y_val), optimizer, lr_schedule_fn)
+    config = describe_run(call, (x_train, y_train, x_val, y_val), optimizer)
 
     # Compiling says what is minimised (the loss), how (the optimizer) and what is shown beside it (the metrics).
     # Cross-entropy is −log of the probability that the network gives to the true class, averaged over the batch: 0 if
@@ -274,7 +275,7 @@ def plot_histories(histories, path, split="validation"):
     validation data were. How to read it: a gap between training (dashed) and validation (solid) is overfitting; if the
     accuracy is still rising at the end, more epochs or a larger learning rate may help. In the tutorial the SVGG's
     training accuracy saturates near epoch 100, but its validation loss is lowest near epoch 50 and then jumps about:
-    the place for a schedule.
+    there a learning rate that falls would help.
     """
     figure = Figure(figsize=(16, 4.5), layout="constrained")
     for axis, metric in zip(figure.subplots(1, 3), ("accuracy", "loss", "learning_rate"), strict=True):
@@ -396,8 +397,8 @@ def layer_outputs(model, x):
     """Return the output of each layer of a model for the batch x, in order; models in a sequential one are opened."""
     if not isinstance(model, keras.Sequential):
         # The functional API gives every tensor of a network. So a second model, with the same layers and weights but
-        # all of their outputs, shows what the first one computes on the way. (Not just layer.output: of a model inside
-        # this one, that is a tensor of the inner model's own graph.)
+        # all of their outputs, shows what the first one computes on the way. (Why not layer.output? If a layer is a
+        # model itself, that is the output of its own, inner graph. Layer's `output` is that of the graph around it.)
         outputs = [keras.Layer.output.fget(layer) for layer in model.layers]
         return keras.Model(model.inputs, outputs)(x, training=False)
     outputs = []
@@ -410,7 +411,7 @@ def layer_outputs(model, x):
 def view_feature_maps(model, image, path, count=8):
     """Write a figure of what the layers of a network see in one image, uint8 (32, 32, 3), to `path`.
 
-    One row for each size of feature map, that is, for the end of each block or group: the `count` maps with the largest
+    One row for each size of feature map, of the last layer that has this size: the `count` maps with the largest
     values. Near the image they show edges and outlines, then parts, and at last blobs that say where something is. To
     understand a mistake, look at what the network saw. Says so, and draws nothing, if the layers cannot be reached: in
     a model that is neither sequential nor functional.
@@ -515,7 +516,7 @@ def variables(model):
 
 
 def save_state(arrays, history, run_dir):
-    """Write the values of `variables` and the history, all that is needed to go on, to the future state.npz."""
+    """Write the values of `variables` and the history, all that is needed to go on, to state.new.npz."""
     np.savez(run_dir / "state.new.npz", *arrays, history=json.dumps(history))  # named arr_0, arr_1, …, history
 
 
@@ -707,15 +708,13 @@ LIMITS = {"epochs": (1, 2**31), "batch_size": (1, 2**31), "seed": (0, 2**31), "l
 LIMITS |= dict.fromkeys(("drop_rate", "warmup", "weight_decay", "label_smoothing"), (0.0, 1.0))
 
 
-def describe_run(call, arrays, optimizer, lr_schedule_fn):
+def describe_run(call, arrays, optimizer):
     """Return the content of config.json for a call of compile_and_train; RunError for impossible numbers."""
     for name, (least, limit) in LIMITS.items():
         if name in call and not least <= call[name] < limit:
             raise RunError(f"{name} must be at least {least} and below {limit}, not {call[name]}")
     config = {"network": "own", "dtype_policy": keras.config.dtype_policy().name, **call}
     config["optimizer_config"] = optimizer.get_config() | {"name": type(optimizer).__name__}
-    if lr_schedule_fn:
-        del config["optimizer_config"]["learning_rate"]  # the function changes it
     fingerprint = data.fingerprint(arrays)
     kind = data.FINGERPRINTS.get(fingerprint)  # None for images of one's own
     config["data"] = {"source": config.pop("source", None), "fingerprint": fingerprint, "train_count": len(arrays[0])}
@@ -859,7 +858,7 @@ def make_parser():
     group.add_argument("--seed", type=between(int, *LIMITS["seed"]), metavar="X", help=seed)
     policies = ["float32", "mixed_float16", "mixed_bfloat16"]
     group.add_argument("--dtype-policy", choices=policies, help="what to compute in, see README.md (default: float32)")
-    group.add_argument("--no-xla", action="store_true", help="do not compile with XLA, see README.md")
+    group.add_argument("--no-xla", action="store_true", help="switch off XLA, TensorFlow's compiler (used on GPUs)")
     group.add_argument("--out", metavar="DIR", help="folder for the runs (default: runs)")
     return parser
 
@@ -981,7 +980,8 @@ def train_run(settings, network, cifar10, run_dir):
     keywords |= {"run_dir": run_dir, "jit_compile": False if settings["no_xla"] else "auto", "notes": settings}
     arrays = (x_train, y_train, x_val, y_val)
     history, _ = compile_and_train(model, run_dir.parent.name, *arrays, optimizer=optimizer, **keywords)
-    # With --no-test the validation images stand in for the test images.
+    # With --no-test the validation images stand in for the test images. The pictures come first, since metrics.json,
+    # which evaluate_performance writes, says that a run is finished.
     x, y = (x_val, y_val) if settings["no_test"] else (cifar10.x_test, cifar10.y_test)
     best_is_the_result = settings["holdout"] and not settings["no_test"] and (run_dir / "best.keras").exists()
     with best_weights(model, run_dir) if best_is_the_result else contextlib.nullcontext():

@@ -1,4 +1,4 @@
-"""Step 4 of the tutorial: a Wide Residual Network (Wide ResNet), with Keras's functional API.
+"""Step 4 of 5: a Wide Residual Network (Wide ResNet), with Keras's functional API.
 
     python wrn.py                                       print WRN-40-2 and draw its graph (figures/wrn-40-2.png)
     python wrn.py --num-convs 16 --full-resolution      another size; its first group keeps 32×32 pixels
@@ -9,20 +9,22 @@ The summary ends with
     Trainable params: 2,262,986 (8.63 MB)
     Non-trainable params: 5,408 (21.12 KB)
 
+The words: a *miniblock* is a pair of convolutions, the *main path*, with a *shortcut* around it that adds its input to
+its output (the paper's "block"). A *group* is N miniblocks with feature maps of the same size (the tutorial's
+resnet_block). Take care: "residual path" is the tutorial's name for the shortcut, while in He et al. the residual is
+what the main path computes.
+
 Why residual: beyond some depth, plain networks get worse even on the training set, although extra layers could learn
 the identity. The usual explanation, and the tutorial's: the gradient shrinks on its way back through every layer
-(vanishing gradient). A shortcut that adds a block's input to its output gives the gradient a short path and leaves the
-block only the difference to learn; networks of hundreds of layers train (He et al., https://arxiv.org/abs/1512.03385).
-He et al. themselves think that vanishing gradients are unlikely to be the cause once there is batch normalisation.
+(vanishing gradient). The shortcut gives the gradient a short path and leaves the main path only the difference to
+learn; networks of hundreds of layers train (He et al., https://arxiv.org/abs/1512.03385). He et al. themselves think
+that vanishing gradients are unlikely to be the cause once there is batch normalisation.
 
-Why wide: in very deep residual networks many blocks contribute little; with so many paths, any one block can be left
-out with hardly any harm. Fewer, wider blocks do as well or better and train much faster; a wide network of few layers
-rivals one of a thousand thin ones. Zagoruyko and Komodakis (https://arxiv.org/abs/1605.07146) name three factors: the
-convolutions per block (two are best), N blocks per group, and K, which multiplies the number of filters.
-
-The words: a *miniblock* is a pair of convolutions, the *main path*, with a *shortcut* around it (the paper's "block").
-A *group* is N miniblocks with feature maps of the same size (the tutorial's resnet_block). Take care: "residual path"
-is the tutorial's name for the shortcut, while in He et al. the residual is what the main path computes.
+Why wide: in very deep residual networks many miniblocks contribute little. Past each of them there is the shortcut, so
+any one can be left out with hardly any harm. Fewer, wider miniblocks do as well or better and train much faster; a wide
+network of few layers rivals one of a thousand thin ones. Zagoruyko and Komodakis (https://arxiv.org/abs/1605.07146)
+name three factors: the convolutions per miniblock (two are best), N miniblocks per group, and K, which multiplies the
+number of filters.
 
     part       layers                                      output       with full_resolution
     input      convolution 3×3                             32×32×16     32×32×16
@@ -83,7 +85,7 @@ def first_miniblock(block_input, filters, downsampling, drop_rate):
     # Dropout regularises: it makes memorising hard. Batch normalisation is there to ease optimisation, but its noisy
     # means and variances regularise a little too. So whether dropout still helps depends on the recipe. The paper drops
     # single values and gains a little in 200 epochs. Here whole maps go, since the neighbours of a dropped value would
-    # tell what it was; in ten epochs that cost a WRN-16-2 5.6 points (results/README.md).
+    # tell what it was. In ten epochs a rate of 0.3 cost a WRN-16-2 5.6 points compared with none (results/README.md).
     main_path = layers.SpatialDropout2D(drop_rate)(main_path)
     main_path = conv(main_path, filters)
     # The two sides of the sum must have the same shape: a 1×1 convolution on the shortcut makes them fit.
@@ -98,7 +100,8 @@ def further_miniblock(block_input, filters, drop_rate):
     not after the sum. So the shortcut stays clean: block_input reaches the sum, and then the next one, unchanged.
     """
     main_path = conv(bn_relu(block_input), filters)
-    main_path = layers.SpatialDropout2D(drop_rate)(main_path)  # in the first miniblock it follows the ReLU
+    # In the first miniblock dropout follows the ReLU, here the convolution; both as in the tutorial.
+    main_path = layers.SpatialDropout2D(drop_rate)(main_path)
     main_path = conv(bn_relu(main_path), filters)
     return layers.Add()([main_path, block_input])
 

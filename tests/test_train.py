@@ -361,6 +361,7 @@ def test_weight_that_is_no_number_stops_the_run_before_anything_is_replaced(tmp_
     [
         ([10], "linear", "must be probabilities"),
         ([10], "sigmoid", "must be probabilities"),
+        ([10], lambda x: 1.1 * keras.activations.softmax(x), "the first image's sum to 1.1."),
         ([1], "sigmoid", "one of shape (B, 1)"),
         ([11], "softmax", "one of shape (B, 11)"),
         ([10, 10], "softmax", "several outputs"),

@@ -19,4 +19,5 @@ optimizer = train.make_optimizer(settings, math.ceil(len(arrays[0]) / settings["
 model = train.assemble(augment.standardiser(arrays[0], settings["scheme"]), network)
 how = {name: settings[name] for name in ("scheme", "epochs", "batch_size", "label_smoothing")}
 history, run_dir = train.compile_and_train(model, "own", *arrays, optimizer=optimizer, **how)
+train.look(model, images.x_test, images.y_test, run_dir)
 train.evaluate_performance(model, history, run_dir, images.x_test, images.y_test)
