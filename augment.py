@@ -18,7 +18,7 @@ standardised with the *training* set's statistics.
 The tutorial leaves both jobs to a Keras ImageDataGenerator. Its three steps, and what they are here:
 
     generator = ImageDataGenerator(**settings)    SCHEMES                  define: the same keyword arguments
-    generator.fit(x_train)                        standardiser(x_train)    fit: mean, deviation, whitening matrix
+    generator.fit(x_train)                        standardiser(x_train, …) fit: mean, deviation, whitening matrix
     generator.flow(x_train, y_train)              training_batches(…)      flow: transformed batches, epoch after epoch
 
 Why not ImageDataGenerator itself? It is deprecated. It is slow: one image at a time in NumPy, a few hundred images per
@@ -56,7 +56,7 @@ from matplotlib.figure import Figure
 #   featurewise_center                       True: subtract the mean
 #   featurewise_std_normalization            True: and divide by the standard deviation
 #   zca_whitening                            True: whiten (see "Fit")
-#   zca_epsilon                              a small number; divided by √N, it is added to the deviations
+#   zca_epsilon                              a small number that keeps whitening from dividing by zero, see zca_matrix
 #
 # Add a scheme of your own, and `python train.py wrn --scheme NAME` trains with it. (scheme_settings, which looks a
 # scheme up and checks it, stands at the end of the file.)
@@ -73,7 +73,7 @@ SCHEMES = {
         "horizontal_flip": True,
     },
     # Smaller shifts, but rotations, shears and zooms too. (The shear is in degrees: 0.2 is next to nothing.) The
-    # tutorial saw a wider gap between training and validation accuracy than with scheme 1.
+    # tutorial saw a wider gap between training and test accuracy than with scheme 1.
     2: {
         "featurewise_center": True,
         "zca_whitening": True,
@@ -223,7 +223,8 @@ def random_transform(images, scheme, seed):
 # Neighbouring pixels repeat each other. Whitening multiplies an image by a matrix, chosen so that over the training
 # images no two numbers of the result are correlated, and each has the variance 1. Many matrices do that. The one of
 # ZCA (zero-phase component analysis) changes the images least: one still sees what is in them, and edges stand out. It
-# turns an image to the directions of its variance (principal component analysis, PCA), scales them, and turns it back.
+# takes an image apart into the directions in which the training images vary (found by principal component analysis,
+# PCA), scales each to the variance 1, and puts them together again.
 # Its price is a matrix of 3072×3072 numbers, 38 MB. The WRN paper used it for some results; its authors later found
 # mean and standard deviation per channel to do better.
 

@@ -37,8 +37,8 @@ import zipfile
 from pathlib import Path
 from typing import NamedTuple
 
-# Settings that must precede the import of Keras and Matplotlib. So every other module imports this one, or augment.py,
-# which does, before Keras.
+# Settings that must precede the import of Keras and Matplotlib. So every other module imports data.py before Keras,
+# directly or through augment.py.
 os.environ["KERAS_BACKEND"] = "tensorflow"
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # fewer messages from TensorFlow as it starts
 if platform.machine() in ("x86_64", "AMD64"):

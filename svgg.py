@@ -8,10 +8,14 @@ The summary ends with
     Trainable params: 5,352,778 (20.42 MB)
     Non-trainable params: 1,792 (7.00 KB)
 
+A convolution moves small grids of weights, its filters, over the image; what one filter finds is a feature map, or
+channel. A non-linearity such as ReLU follows it.
+
 VGG's idea (Simonyan and Zisserman, https://arxiv.org/abs/1409.1556): filters no larger than 3×3 suffice if the network
 is deep enough. Two stacked 3×3 filters see 5×5 pixels, with fewer weights than one 5×5 filter and one more
-non-linearity. Two rules say how many filters. Layers whose output has the same size have the same number of them. Where
-the size is halved, their number is doubled, so that each layer costs about the same (VGG stops at 512).
+non-linearity. Two rules say how many filters. Layers whose outputs have the same height and width have
+equally many. Where these are halved, the number of filters is doubled, so that each layer costs about the same (VGG
+stops at 512).
 
 Why it mattered: in 2014, when other networks had larger filters or intricate modules, VGG came second in classifying
 ImageNet with nothing but plain layers, and more of them. The rule of thumb that is left: no filters larger than 3×3,
@@ -19,9 +23,9 @@ and 1×1 where a convolution only has to change the number of channels (a "bottl
 arithmetic).
 
 Different from the paper: three blocks in place of five, one hidden dense layer of 1,024 in place of two of 4,096, and
-batch normalisation, which did not exist yet. (The tutorial counts one block less than in the paper's configuration B;
-it is two less. It also says that VGG ends with global average pooling; but VGG, like this network, flattens its last
-feature maps into fully connected layers.)
+batch normalisation, which did not exist yet. (The tutorial says that it has one block less than the paper's
+configuration B; three are two less than five. It also says that VGG ends with global average pooling; but VGG, like
+this network, flattens its last feature maps into fully connected layers.)
 
 Step 5 shows what the layers see in an image, which can explain a mistake (train.view_feature_maps).
 

@@ -65,15 +65,15 @@ BATCH_SIZE_FOR_EVALUATION = 500  # the result is the same up to rounding; the tu
 
 # ---------------------------------------------------------------- Recipes
 #
-# A recipe is the settings of a training. Each line of this table is also a flag of the command line (`--weight-decay
-# 0`), so that you can see the effect of one change; `python train.py --help` says what each means.
+# A recipe is the settings of a training. Each line of this table is also a flag of the command line, so that you can
+# see the effect of one change: `--weight-decay 0`. `python train.py --help` says what each means.
 
 # fmt: off
 TABLE = {
     #                   tutorial                    modern: the same networks in twenty epochs
     #                   svgg        wrn             svgg      wrn
     "scheme":          (1,          1,              4,        4),  # 4: small shifts by whole pixels, no whitening
-    "drop_rate":       (0.5,        0.3,            0.5,      0.0),  # dropout cost a WRN-16-2 5.6 points in ten epochs
+    "drop_rate":       (0.5,        0.3,            0.5,      0.0),  # WRN-16-2 without it: +5.6 points in ten epochs
     "optimizer":       ("rmsprop",  "sgd",          "sgd",    "sgd"),
     "learning_rate":   (0.001,      0.1,            0.03,     0.1),
     "schedule":        ("constant", "inverse_time", "cosine", "cosine"),
@@ -95,7 +95,7 @@ def learning_rate(settings, steps_per_epoch):
     """Return a number, or one of Keras's schedules: a function from the number of the update to the learning rate.
 
     An update is one change of the weights, by the gradient of one batch; an epoch has `steps_per_epoch` of them.
-    settings: a recipe, or a dict with the same keys. (A saved model with a schedule class of our own would not load
+    settings: a recipe, or a dict with the same keys. (The schedules are Keras's own, so that a saved model loads
     without this code.)
     """
     rate, updates = settings["learning_rate"], settings["epochs"] * steps_per_epoch
@@ -120,9 +120,9 @@ def make_optimizer(settings, steps_per_epoch):
         optimizer = keras.optimizers.RMSprop(rate, weight_decay=decay)
     else:
         # Momentum: each change is a sum of gradients, in which an older one counts 0.9 times as much as the next. What
-        # they agree on adds up (equal ones to ten), what they disagree on cancels. Nesterov's form measures the
-        # gradient where the momentum is about to carry the weights. The paper's settings for its WRN: this optimizer,
-        # 0.1, and batches of 128.
+        # they agree on adds up (a constant gradient to ten times its size), what they disagree on cancels. Nesterov's
+        # form measures the gradient where the momentum is about to carry the weights. The paper's settings for its WRN:
+        # this optimizer, 0.1, and batches of 128.
         optimizer = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=decay)
     # Keras's weight decay is decoupled from the gradient: w −= rate · decay · w. The paper adds it to the gradient,
     # where momentum multiplies it by 10, so the paper's 5e-4 is 5e-3 here; our twenty-epoch recipes use more. Biases
@@ -158,9 +158,10 @@ def training_and_validation(cifar10, holdout=False):
 
 
 def make_callbacks(run_dir, history, config, lr_schedule_fn=None):
-    """Return the list of callbacks for `fit`; the arguments are those of RunRecorder and compile_and_train.
+    """Return the list of callbacks for `fit`: code that Keras runs at the start or end of each batch or epoch.
 
-    A callback is code that Keras runs during training, at the start or end of each batch or epoch.
+    run_dir: the run's folder; history: a dict of lists with one entry per epoch; config: the content of config.json;
+    lr_schedule_fn: see compile_and_train.
     """
     # ModelCheckpoint saves the whole model whenever the validation loss is lower than ever before. The loss, not the
     # accuracy: it also notices how sure each answer is, and most of all confident mistakes.
@@ -272,10 +273,11 @@ def plot_histories(histories, path, split="validation"):
     """Write a figure of accuracy, loss and learning rate over the epochs to `path`.
 
     histories: {name: history}, a history as returned by compile_and_train; each name gets a colour. split: what the
-    validation data were. How to read it: a gap between training (dashed) and validation (solid) is overfitting; if the
-    accuracy is still rising at the end, more epochs or a larger learning rate may help. In the tutorial the SVGG's
-    training accuracy saturates near epoch 100, but its validation loss is lowest near epoch 50 and then jumps about:
-    there a learning rate that falls would help.
+    validation data were. How to read it: if training (dashed) is much better than validation (solid), the network
+    overfits; it may also be the worse one, since augmentation and dropout make training harder. If the accuracy is
+    still rising at the end, more epochs or a larger learning rate may help. In the tutorial the SVGG's training
+    accuracy saturates near epoch 100, but its validation loss is lowest near epoch 50 and then jumps about: there a
+    learning rate that falls would help.
     """
     figure = Figure(figsize=(16, 4.5), layout="constrained")
     for axis, metric in zip(figure.subplots(1, 3), ("accuracy", "loss", "learning_rate"), strict=True):
@@ -347,9 +349,10 @@ def view_predictions(images, labels, probabilities, path, which="all", count=20,
     """Write a figure of up to `count` images with their predicted and true classes to `path`.
 
     images: uint8 (N, 32, 32, 3); labels: int (N,); probabilities: (N, 10) from `model.predict`, in the same order.
-    which: "all" or "correct", drawn at random; or "incorrect", the most confident mistakes: cats and dogs, ships and
-    airplanes, and some that a person would get wrong too. A title says "predicted, how sure (true)", in green if that
-    is right and in red if not. Raises ValueError for another `which`, data.DataError for unusable images or labels.
+    which: "all" or "correct", drawn at random; or "incorrect", the most confident mistakes. (Many are cats and dogs, or
+    ships and airplanes, and some a person would get wrong too.) A title says "predicted, how sure (true)", in green if
+    that is right and in red if not. Raises ValueError for another `which`, data.DataError for unusable images or
+    labels.
     """
     images, labels = data.check_data(images, labels)
     predicted, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
@@ -394,11 +397,15 @@ def plot_confusion(labels, predicted, path):
 
 
 def layer_outputs(model, x):
-    """Return the output of each layer of a model for the batch x, in order; models in a sequential one are opened."""
+    """Return the output of each layer of a model for the batch x, in order.
+
+    In a Sequential model, the layers of a model inside it take its place.
+    """
     if not isinstance(model, keras.Sequential):
         # The functional API gives every tensor of a network. So a second model, with the same layers and weights but
         # all of their outputs, shows what the first one computes on the way. (Why not layer.output? If a layer is a
-        # model itself, that is the output of its own, inner graph. Layer's `output` is that of the graph around it.)
+        # model itself, that is the output inside that model, not in this network. So we call what keras.Layer, its base
+        # class, has as `output`.)
         outputs = [keras.Layer.output.fget(layer) for layer in model.layers]
         return keras.Model(model.inputs, outputs)(x, training=False)
     outputs = []
@@ -411,10 +418,10 @@ def layer_outputs(model, x):
 def view_feature_maps(model, image, path, count=8):
     """Write a figure of what the layers of a network see in one image, uint8 (32, 32, 3), to `path`.
 
-    One row for each size of feature map, of the last layer that has this size: the `count` maps with the largest
-    values. Near the image they show edges and outlines, then parts, and at last blobs that say where something is. To
-    understand a mistake, look at what the network saw. Says so, and draws nothing, if the layers cannot be reached: in
-    a model that is neither sequential nor functional.
+    There is one row for each size of feature map. It shows the `count` maps with the largest values, of the last layer
+    with that size. Near the image they show edges and outlines, then parts, and at last blobs that say where something
+    is. To understand a mistake, look at what the network saw. If the layers cannot be reached, because the model is
+    neither sequential nor functional, it prints that and draws nothing.
     """
     try:
         outputs = layer_outputs(model, tf.cast(image[None], tf.float32))
@@ -456,8 +463,8 @@ def look(model, x, y, run_dir):
 # ---------------------------------------------------------------- Recording a run
 #
 # You can train without reading this part. It keeps four promises: a run that is killed loses only the epoch under way;
-# a resumed run ends with the weights of an undisturbed one; what is finished stays until a lengthened run has completed
-# its first new epoch; and what cannot be right is said before the first epoch.
+# a resumed run ends with the weights of an undisturbed one; the results of a finished run stay until it has been
+# lengthened by one complete epoch; and impossible settings are reported before the first epoch.
 #
 # Keras's own BackupAndRestore keeps weights, optimizer and epoch too, but not the random state of the dropout layers,
 # so a resumed run would go another way.
@@ -521,7 +528,10 @@ def save_state(arrays, history, run_dir):
 
 
 def restore(model, run_dir):
-    """Give `variables(model)` the values in state.npz; return the history. RunError, before any change, if unfit."""
+    """Give `variables(model)` the values in state.npz; return the history.
+
+    Raises RunError, before it changes anything, if the file is damaged or does not fit the model.
+    """
     try:
         with np.load(run_dir / "state.npz", allow_pickle=False) as state:  # only arrays, nothing that runs
             history = json.loads(str(state["history"]))
@@ -541,9 +551,9 @@ class RunRecorder(keras.callbacks.Callback):
     """Records each epoch in the run's folder; the last callback in the list.
 
     state.npz is replaced last. If the run is killed before that, the epoch counts as not done, and a resumed run
-    repeats it: from the same state it comes out the same and writes the same files, so nothing ever needs repair. (On a
-    GPU, or with another number of CPU cores, the last digits differ. Then best.keras may be from the interrupted
-    attempt until there is a better one; its score is measured from the file.)
+    repeats it: from the same state it comes out the same and writes the same files, so nothing needs repair. (On a
+    GPU, or with another number of CPU cores, the last digits of the repeated epoch differ. Then best.keras may have the
+    weights of the interrupted attempt. That does no harm: its accuracy is measured from the file itself.)
     """
 
     def __init__(self, run_dir, history, config):
@@ -583,7 +593,7 @@ class RunRecorder(keras.callbacks.Callback):
             writer = csv.writer(file, lineterminator="\n")
             writer.writerows([self.history, *zip(*self.history.values(), strict=True)])
         replace(self.run_dir / "history.new.csv", self.run_dir / "history.csv")
-        if epoch == self.first_epoch:  # of a run that is lengthened: only now is it no longer the finished one
+        if epoch == self.first_epoch:  # a run that is lengthened counts as finished until now
             write_json(self.run_dir / "config.json", self.config)
             (self.run_dir / "metrics.json").unlink(missing_ok=True)
         replace(self.run_dir / "state.new.npz", self.run_dir / "state.npz")
@@ -678,7 +688,7 @@ def open_run(model, run_dir, config):
 def check_model(model, optimizer, images):
     """Raise RunError unless the optimizer is new and `model` gives each image ten probabilities.
 
-    Says so if a class or function of one's own is not registered with Keras, so that the saved model will not load.
+    Prints a warning if a class or function of one's own is not registered with Keras: the saved model will not load.
     """
     if optimizer.built:
         raise RunError("this optimizer has been used before, its schedule and momentum with it; make a new one")
@@ -722,7 +732,7 @@ def describe_run(call, arrays, optimizer):
     config["data"]["validation"] = data.fingerprint(arrays[2:])
     versions = {"python": platform.python_version(), "keras": keras.__version__, "tensorflow": tf.__version__}
     versions |= {"numpy": np.__version__, "matplotlib": matplotlib.__version__, "backend": keras.config.backend()}
-    # What decides about the last digits of all numbers. Cores: those that this process may use, not all of the machine.
+    # What can change the last digits of the results. Cores: those that this process may use, not all of the machine.
     cores = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count()
     device = f"{', '.join(map(str, keras.distribution.list_devices()))} ({platform.machine()}, {cores} cores)"
     names = ("TF_ENABLE_ONEDNN_OPTS", "TF_NUM_INTRAOP_THREADS", "TF_NUM_INTEROP_THREADS", "OMP_NUM_THREADS")
@@ -736,8 +746,8 @@ MACHINE = ("versions", "device", "environment")
 
 
 def differences(recorded, config):
-    """Return in words the settings in which two configs differ, but for those that a run may change."""
-    may_change = {"epochs", "no_xla", "data", "optimizer_config", *MACHINE}
+    """Return, in words, the settings in which two configs differ, except those that a run may change."""
+    not_compared = {"epochs", "no_xla", *MACHINE, "data", "optimizer_config"}  # for the last two see `flat`
 
     def flat(config):
         optimizer = {f"optimizer's {name}": value for name, value in config.get("optimizer_config", {}).items()}
@@ -747,14 +757,14 @@ def differences(recorded, config):
         return f"{value:.6g}" if isinstance(value, float) else value
 
     old, new = flat(recorded), flat(config)
-    common = [name for name in old if name in new and name not in may_change]
+    common = [name for name in old if name in new and name not in not_compared]
     return [f"{name}: {show(old[name])} then, {show(new[name])} now" for name in common if old[name] != new[name]]
 
 
 def record_scores(model, history, run_dir, end, best, tested_on):
     """Write curves.png and metrics.json, and print the two accuracies; see evaluate_performance."""
     config = read_config(run_dir)
-    # Weights are not to be scored on the images that chose them: then the end-of-training weights are the result.
+    # If the best weights were chosen on these very images, their score is too good: that of the end counts.
     chosen_on_them = config["data"].get("validation") == tested_on
     split = "validation" if config.get("no_test") else "test"
     result = "end_of_training" if chosen_on_them or best is None else "best_weights"
@@ -889,7 +899,7 @@ def read_config(run_dir):
     """Return the content of config.json in run_dir; RunError if there is none."""
     try:
         config = json.loads((run_dir / "config.json").read_text(encoding="utf-8"))
-        config["network"], config["epochs"], config["data"]["fingerprint"]
+        config["network"], config["epochs"], config["data"]["fingerprint"]  # KeyError if one is missing
     except (OSError, ValueError, KeyError, TypeError) as error:
         below = max(run_dir.glob("**/config.json"), default=None, key=lambda path: path.parent.name)
         advice = f"; did you mean {below.parent}?" if below else f" ({type(error).__name__}: {error})"

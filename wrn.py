@@ -14,13 +14,13 @@ its output (the paper's "block"). A *group* is N miniblocks with feature maps of
 resnet_block). Take care: "residual path" is the tutorial's name for the shortcut, while in He et al. the residual is
 what the main path computes.
 
-Why residual: beyond some depth, plain networks get worse even on the training set, although extra layers could learn
-the identity. The usual explanation, and the tutorial's: the gradient shrinks on its way back through every layer
-(vanishing gradient). The shortcut gives the gradient a short path and leaves the main path only the difference to
-learn; networks of hundreds of layers train (He et al., https://arxiv.org/abs/1512.03385). He et al. themselves think
-that vanishing gradients are unlikely to be the cause once there is batch normalisation.
+Why residual: beyond some depth, plain networks get worse even on the training set, although extra layers could learn to
+pass on their input unchanged (the identity). The usual explanation, and the tutorial's: the gradient shrinks on its way
+back through every layer (vanishing gradient). The shortcut gives the gradient a short path and leaves the main path
+only the difference to learn; networks of hundreds of layers train (He et al., https://arxiv.org/abs/1512.03385). He et
+al. themselves think that vanishing gradients are unlikely to be the cause once there is batch normalisation.
 
-Why wide: in very deep residual networks many miniblocks contribute little. Past each of them there is the shortcut, so
+Why wide: in very deep residual networks many miniblocks contribute little. The shortcut leads around each of them, so
 any one can be left out with hardly any harm. Fewer, wider miniblocks do as well or better and train much faster; a wide
 network of few layers rivals one of a thousand thin ones. Zagoruyko and Komodakis (https://arxiv.org/abs/1605.07146)
 name three factors: the convolutions per miniblock (two are best), N miniblocks per group, and K, which multiplies the
@@ -83,9 +83,10 @@ def first_miniblock(block_input, filters, downsampling, drop_rate):
     main_path = conv(block_input, filters, strides=downsampling)
     main_path = bn_relu(main_path)
     # Dropout regularises: it makes memorising hard. Batch normalisation is there to ease optimisation, but its noisy
-    # means and variances regularise a little too. So whether dropout still helps depends on the recipe. The paper drops
-    # single values and gains a little in 200 epochs. Here whole maps go, since the neighbours of a dropped value would
-    # tell what it was. In ten epochs a rate of 0.3 cost a WRN-16-2 5.6 points compared with none (results/README.md).
+    # means and variances regularise a little too. So whether dropout still helps depends on the other settings. The
+    # paper drops single values and gains a little in 200 epochs. Here whole maps go, since the neighbours of a dropped
+    # value would tell what it was. In ten epochs a rate of 0.3 lowered the accuracy of WRN-16-2 by 5.6 points
+    # (results/README.md).
     main_path = layers.SpatialDropout2D(drop_rate)(main_path)
     main_path = conv(main_path, filters)
     # The two sides of the sum must have the same shape: a 1×1 convolution on the shortcut makes them fit.
@@ -96,8 +97,9 @@ def first_miniblock(block_input, filters, downsampling, drop_rate):
 def further_miniblock(block_input, filters, drop_rate):
     """Keep the shape: (B, H, W, filters) -> (B, H, W, filters).
 
-    Batch normalisation and ReLU come before each convolution ("pre-activation", https://arxiv.org/abs/1603.05027) and
-    not after the sum. So the shortcut stays clean: block_input reaches the sum, and then the next one, unchanged.
+    Within a group batch normalisation and ReLU come before each convolution ("pre-activation",
+    https://arxiv.org/abs/1603.05027); after the sum they come only at the end of the group. So nothing alters what is
+    on the shortcut: each miniblock only adds to it.
     """
     main_path = conv(bn_relu(block_input), filters)
     # In the first miniblock dropout follows the ReLU, here the convolution; both as in the tutorial.
@@ -134,7 +136,7 @@ def build_wrn(num_convs=40, k_factor=2, drop_rate=0.0, full_resolution=False):
     It takes standardised images (see augment.standardiser).
     num_convs: n = 6N + 4 with N from 1: 10, 16, 22, 28, 34, 40, …; k_factor: K from 1; drop_rate: 0 <= rate < 1;
     full_resolution: the first group keeps 32×32 pixels, so that all feature maps are twice as high and wide.
-    Raises ValueError for others; for an impossible n the message names the ones next to it.
+    Raises ValueError for any other value; for an impossible n the message names the nearest possible ones.
     """
     num_miniblocks = miniblocks_per_group(num_convs)
     if not is_whole(k_factor) or k_factor < 1:

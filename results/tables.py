@@ -36,6 +36,7 @@ LABELS = {  # how the ladder says what was changed
     "batch_size": "batch size",
     "learning_rate": "learning rate",
     "full_resolution": "first group at 32×32 pixels",
+    "dtype_policy": "computed in",
 }
 
 # ---------------------------------------------------------------- Reading the runs
