@@ -482,7 +482,10 @@ def replace(new, path):
 
 
 def keep_model(new, path):
-    """Rename the saved model `new` to `path`, after making it load in Keras 3.13 and newer, in float32."""
+    """Rename the saved model `new` to `path`, after making it load in Keras 3.13 and newer, in float32.
+
+    (Not where it has a layer, or a setting of one, that Keras 3.13 does not have.)
+    """
     # Keras 3.15 writes entries that older versions refuse, though they hold the default. (Once nobody uses Keras 3.14
     # any more, this can go.) And a model trained in mixed precision would compute in it on any machine, however slowly.
     defaults = {"renorm": False, "renorm_clipping": None, "renorm_momentum": 0.99}
@@ -490,7 +493,7 @@ def keep_model(new, path):
     defaults |= {"use_gate": False, "sliding_window": None}  # of attention layers
 
     def simplify(entries):  # called for each {…} in the JSON text
-        if entries.get("class_name") == "DTypePolicy":
+        if entries.get("class_name") == "DTypePolicy" and "float16" in entries["config"]["name"]:
             entries["config"] = {"name": "float32"}
         return {name: value for name, value in entries.items() if name not in defaults or defaults[name] != value}
 
