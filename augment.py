@@ -58,8 +58,8 @@ from matplotlib.figure import Figure
 #   zca_whitening                            True: whiten (see "Fit")
 #   zca_epsilon                              a small number that keeps whitening from dividing by zero, see zca_matrix
 #
-# Add a scheme of your own, and `python train.py wrn --scheme NAME` trains with it. (scheme_settings, which looks a
-# scheme up and checks it, stands at the end of the file.)
+# Add a scheme of your own, with a number or a word as its key, and `python train.py wrn --scheme KEY` trains with it.
+# (scheme_settings, which looks a scheme up and checks it, stands at the end of the file.)
 
 SCHEMES = {
     # The tutorial's first choice: large shifts and flips. 0.25 is ±8 pixels; the paper it quotes shifts by ±4.

@@ -24,8 +24,8 @@ arithmetic).
 
 Different from the paper: three blocks in place of five, one hidden dense layer of 1,024 in place of two of 4,096, and
 batch normalisation, which did not exist yet. (The tutorial says that it has one block less than the paper's
-configuration B; three are two less than five. It also says that VGG ends with global average pooling; but VGG, like
-this network, flattens its last feature maps into fully connected layers.)
+configuration B; three are two less than five. It also says that VGG ends with global average pooling,
+one average for each feature map; but VGG, like this network, flattens its last feature maps for dense layers.)
 
 Step 5 shows what the layers see in an image, which can explain a mistake (train.view_feature_maps).
 
@@ -82,7 +82,8 @@ def build_svgg(drop_rate=0.5):
             # input. In `evaluate` and `predict` dropout does nothing. It follows the layer that overfits most, the
             # largest.
             layers.Dropout(drop_rate),
-            # Softmax: ten positive numbers that sum to 1. float32 even if the layers before compute in float16.
+            # Softmax: ten positive numbers that sum to 1. In float32 even if the layers before compute in float16: that
+            # has too few digits for small probabilities and their logarithms.
             layers.Dense(len(CLASS_NAMES), activation="softmax", dtype="float32"),  # -> (B, 10)
         ],
         name="svgg",

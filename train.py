@@ -101,8 +101,8 @@ def learning_rate(settings, steps_per_epoch):
     rate, updates = settings["learning_rate"], settings["epochs"] * steps_per_epoch
     if settings["schedule"] == "inverse_time":
         # rate / (1 + 0.0005 · update): a tenth after 46 epochs, an eightieth (0.0013) after 400. It is what the
-        # tutorial's `decay=0.0005` did in Keras 2; the paper's 0.0005 is a *weight* decay. The tutorial's WRN had not
-        # reached a plateau after 400 epochs.
+        # tutorial's `decay=0.0005` did in Keras 2; the paper's 0.0005 is a *weight* decay. The accuracy of the
+        # tutorial's WRN was still rising after 400 epochs.
         return keras.optimizers.schedules.InverseTimeDecay(rate, decay_steps=1, decay_rate=0.0005)
     if settings["schedule"] == "cosine":
         # The rate rises from 0.0 to `rate` (warm-up: large changes are unstable at first), then falls to zero along
@@ -124,9 +124,10 @@ def make_optimizer(settings, steps_per_epoch):
         # form measures the gradient where the momentum is about to carry the weights. The paper's settings for its WRN:
         # this optimizer, 0.1, and batches of 128.
         optimizer = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=decay)
-    # Keras's weight decay is decoupled from the gradient: w −= rate · decay · w. The paper adds it to the gradient,
-    # where momentum multiplies it by 10, so the paper's 5e-4 is 5e-3 here; our twenty-epoch recipes use more. Biases
-    # and the scales and shifts of batch normalisation are left out: they are few and hardly overfit.
+    # Weight decay shrinks every weight a little at each update, against overfitting. Keras's is decoupled from the
+    # gradient: w −= rate · decay · w. The paper adds it to the gradient, where momentum multiplies it by 10, so the
+    # paper's 5e-4 is 5e-3 here; our twenty-epoch recipes use more. Biases and the scales and shifts of batch
+    # normalisation are left out: they are few and hardly overfit.
     if decay:
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
@@ -273,11 +274,11 @@ def plot_histories(histories, path, split="validation"):
     """Write a figure of accuracy, loss and learning rate over the epochs to `path`.
 
     histories: {name: history}, a history as returned by compile_and_train; each name gets a colour. split: what the
-    validation data were. How to read it: if training (dashed) is much better than validation (solid), the network
-    overfits; it may also be the worse one, since augmentation and dropout make training harder. If the accuracy is
-    still rising at the end, more epochs or a larger learning rate may help. In the tutorial the SVGG's training
-    accuracy saturates near epoch 100, but its validation loss is lowest near epoch 50 and then jumps about: there a
-    learning rate that falls would help.
+    legend calls the validation data, "validation" or "test". How to read it: if training (dashed) is much better than
+    validation (solid), the network overfits. Training may also be the worse one, since augmentation and dropout make it
+    harder. If the accuracy is still rising at the end, more epochs or a larger learning rate may help. In the tutorial
+    the SVGG's training accuracy saturates near epoch 100, but its validation loss is lowest near epoch 50 and then
+    jumps about: there a learning rate that falls would help.
     """
     figure = Figure(figsize=(16, 4.5), layout="constrained")
     for axis, metric in zip(figure.subplots(1, 3), ("accuracy", "loss", "learning_rate"), strict=True):
@@ -399,13 +400,13 @@ def plot_confusion(labels, predicted, path):
 def layer_outputs(model, x):
     """Return the output of each layer of a model for the batch x, in order.
 
-    In a Sequential model, the layers of a model inside it take its place.
+    If `model` is sequential and contains another model, the outputs of the inner model's layers stand in its place.
     """
     if not isinstance(model, keras.Sequential):
         # The functional API gives every tensor of a network. So a second model, with the same layers and weights but
         # all of their outputs, shows what the first one computes on the way. (Why not layer.output? If a layer is a
-        # model itself, that is the output inside that model, not in this network. So we call what keras.Layer, its base
-        # class, has as `output`.)
+        # model itself, that is the output inside that model, not in this network. So we call the getter, fget, of the
+        # property that its base class, keras.Layer, has.)
         outputs = [keras.Layer.output.fget(layer) for layer in model.layers]
         return keras.Model(model.inputs, outputs)(x, training=False)
     outputs = []

@@ -17,8 +17,9 @@ what the main path computes.
 Why residual: beyond some depth, plain networks get worse even on the training set, although extra layers could learn to
 pass on their input unchanged (the identity). The usual explanation, and the tutorial's: the gradient shrinks on its way
 back through every layer (vanishing gradient). The shortcut gives the gradient a short path and leaves the main path
-only the difference to learn; networks of hundreds of layers train (He et al., https://arxiv.org/abs/1512.03385). He et
-al. themselves think that vanishing gradients are unlikely to be the cause once there is batch normalisation.
+only the difference between output and input to learn. With it networks of hundreds of layers can be trained (He et al.,
+https://arxiv.org/abs/1512.03385). He et al. themselves think that vanishing gradients are unlikely to be the cause once
+there is batch normalisation.
 
 Why wide: in very deep residual networks many miniblocks contribute little. The shortcut leads around each of them, so
 any one can be left out with hardly any harm. Fewer, wider miniblocks do as well or better and train much faster; a wide
@@ -135,7 +136,7 @@ def build_wrn(num_convs=40, k_factor=2, drop_rate=0.0, full_resolution=False):
 
     It takes standardised images (see augment.standardiser).
     num_convs: n = 6N + 4 with N from 1: 10, 16, 22, 28, 34, 40, …; k_factor: K from 1; drop_rate: 0 <= rate < 1;
-    full_resolution: the first group keeps 32×32 pixels, so that all feature maps are twice as high and wide.
+    full_resolution: the first group keeps 32×32 pixels, so that those of all groups are twice as high and wide.
     Raises ValueError for any other value; for an impossible n the message names the nearest possible ones.
     """
     num_miniblocks = miniblocks_per_group(num_convs)
