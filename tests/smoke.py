@@ -30,8 +30,9 @@ train.main(["--resume", str(run_dir), "--epochs", "2"])
 epochs = [line.split(",")[0] for line in (run_dir / "history.csv").read_text("utf-8").splitlines()]
 assert epochs == ["epoch", "1", "2"], epochs
 
-trained = ROOT / "results" / "networks" / "wrn-16-2-full-resolution_modern_20epochs" / "model.keras"
-for path in (trained, *sorted(folder.glob("*/*/*/*.keras"))):
+models = [*ROOT.glob("results/**/*.keras"), *sorted(folder.glob("*/*/*/*.keras"))]
+assert len(models) >= 3, models  # the trained network, and the two of this run
+for path in models:
     model = keras.models.load_model(path)
     probabilities = model.predict(images, verbose=0)
     recorded = folder / f"{'-'.join(path.parts[-3:])}.npy"
