@@ -283,15 +283,15 @@ def plot_histories(histories, path, split="validation"):
     figure = Figure(figsize=(16, 4.5), layout="constrained")
     for axis, metric in zip(figure.subplots(1, 3), ("accuracy", "loss", "learning_rate"), strict=True):
         for i, (name, history) in enumerate(histories.items()):
-            marker = "o" if len(history["epoch"]) == 1 else None  # a line through one point cannot be seen
-            style = {"color": f"C{i}", "marker": marker}
+            style = {"color": f"C{i}"}
+            dot, cross = ("o", "x") if len(history["epoch"]) == 1 else (None, None)  # one point makes no line
             if metric == "learning_rate":
-                axis.plot(history["epoch"], history[metric], label=name, **style)
+                axis.plot(history["epoch"], history[metric], label=name, marker=dot, **style)
             else:
-                axis.plot(history["epoch"], history[f"val_{metric}"], label=f"{name}, {split}", **style)
-                axis.plot(history["epoch"], history[metric], "--", label=f"{name}, training", **style)
+                axis.plot(history["epoch"], history[f"val_{metric}"], label=f"{name}, {split}", marker=dot, **style)
+                axis.plot(history["epoch"], history[metric], "--", label=f"{name}, training", marker=cross, **style)
         axis.set(xlabel="epoch", ylabel=metric.replace("_", " "))
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.xaxis.get_major_locator().set_params(integer=True, min_n_ticks=1)
         axis.grid(alpha=0.3)
     figure.axes[0].legend()
     figure.savefig(path)

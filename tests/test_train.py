@@ -573,9 +573,12 @@ def test_plot_histories_draws_every_run(figures, tmp_path):
             line = drawn[run + ending]
             np.testing.assert_array_equal(line.get_data(), [histories[run]["epoch"], histories[run][column]])
             assert line.get_linestyle() == style
-            assert (line.get_marker() == "o") == (run == "short")  # one point is no line
+            dots = {"-": "o", "--": "x"} if run == "short" else {}  # one point is no line
+            assert line.get_marker() == dots.get(style, "None")
             assert colours.setdefault(run, line.get_color()) == line.get_color()
         assert axis.get_ylabel() == metric.replace("_", " ")
+        axis.set_xlim(0.95, 1.05)  # as if there were no other epoch
+        assert [tick for tick in axis.get_xticks() if 0.95 < tick < 1.05] == [1]
     assert colours["short"] != colours["long"]
 
 
