@@ -179,6 +179,7 @@ def test_each_line_of_a_recipe_is_a_flag_for_both_networks(network):
     changes |= {"weight_decay": 0.01, "label_smoothing": 0.2, "drop_rate": 0.1, "epochs": 3, "batch_size": 64}
     settings = settings_of(network + "".join(f" --{name.replace('_', '-')} {changes[name]}" for name in DEFAULTS))
     assert {name: settings[name] for name in DEFAULTS} == changes
+    assert settings_of(f"{network} --recipe modern --schedule constant")["warmup"] == 0  # it would have no effect
 
 
 def test_size_drop_rate_and_seed_reach_the_network():
@@ -464,6 +465,14 @@ def test_which_number_is_the_result_depends_on_what_chose_the_best_weights(uneve
         assert legend == [f"tiny, {split}", "tiny, training"]
         assert_equal_arrays(model.get_weights(), own)
     assert pair[0] != pair[1]
+
+
+def test_parameters_of_the_whitening_are_not_counted(uneven_run, tmp_path, figures):
+    (tmp_path / "config.json").write_bytes((uneven_run.run_dir / "config.json").read_bytes())
+    whitening = keras.Sequential([keras.Input((32, 32, 3)), layers.Dense(3)], name="standardiser")
+    model = train.assemble(whitening, plain_network())
+    train.record_scores(model, uneven_run.history, tmp_path, 0.5, 0.5, "")
+    assert read_json(tmp_path / "metrics.json")["parameters"] == 490
 
 
 @pytest.mark.parametrize("content", [None, b"not a model"])
