@@ -182,6 +182,13 @@ def test_each_line_of_a_recipe_is_a_flag_for_both_networks(network):
     assert settings_of(f"{network} --recipe modern --schedule constant")["warmup"] == 0  # it would have no effect
 
 
+def test_place_of_the_data_is_recorded_in_full(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    assert settings_of("svgg --data mine.npz")["source"] == os.path.realpath(tmp_path / "mine.npz")
+    assert settings_of("svgg --data sample")["source"] == "sample"
+    assert settings_of("svgg")["source"] is None
+
+
 def test_size_drop_rate_and_seed_reach_the_network():
     def build(words):
         return train.build_network(settings_of(words))
