@@ -429,6 +429,15 @@ def test_resume_says_what_it_cannot_do(finished, asked, answer):
 # ---------------------------------------------------------------- Which run, and with which settings
 
 
+def test_resume_takes_every_setting_of_the_run(tmp_path):
+    words = "wrn --recipe modern --num-convs 10 --k-factor 3 --full-resolution --drop-rate 0.2 --epochs 7 --seed 5"
+    words += " --holdout --no-test --dtype-policy mixed_bfloat16 --no-xla --data sample"
+    settings = train.make_settings(vars(train.make_parser().parse_args(words.split())))
+    config = settings | {"data": {"source": "sample", "fingerprint": ""}}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    assert train.resume_settings({"resume": str(tmp_path)}) == (settings, tmp_path)
+
+
 def test_resume_without_a_folder_takes_the_newest_unfinished_run_of_this_command(small_data, tmp_path, capsys):
     def folder_of(*more, out=tmp_path / "runs"):
         """Return the folder of a run, which is stopped before its first epoch."""
