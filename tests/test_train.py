@@ -788,7 +788,8 @@ def test_dtype_policy_is_recorded_computed_with_and_given_back(tiny_main, tmp_pa
     [
         ("mixed_float16", "avx512_bf16", [], True),
         ("mixed_float16", "sse2", ["GPU"], False),
-        ("mixed_bfloat16", "sse2 avx2", [], True),
+        ("mixed_bfloat16", "sse2 avx2 avx512f", [], True),
+        ("mixed_bfloat16", "avx512f avx512_bf16", [], False),
         ("mixed_bfloat16", "amx_bf16", [], False),
         ("mixed_bfloat16", None, [], False),  # not Linux
     ],
