@@ -786,12 +786,10 @@ def record_scores(model, history, run_dir, end, best, tested_on):
     plot_histories(curves, run_dir / "curves.png", split if chosen_on_them else "validation")
     write_json(run_dir / "metrics.json", metrics)
     arrow = {result: "  <- the result"}
-    title, on = (
-        f"{split.capitalize()} accuracy",
-        f"the {split} set: optimistic" if chosen_on_them else "validation images",
-    )
+    title = f"{split.capitalize()} accuracy"
     print(f"{title}, end-of-training weights:   {end:.4f}{arrow.get('end_of_training', '')}  (model.keras)")
     if best is not None:
+        on = f"the {split} set: optimistic" if chosen_on_them else "validation images"
         note = f"(best.keras, epoch {best_epoch}, chosen on {on})"
         print(f"{title}, best weights:              {best:.4f}{arrow.get('best_weights', '')}  {note}")
 
