@@ -302,6 +302,29 @@ def standardiser(images, scheme):
     return model
 
 
+def patch_whitening(images, size=2, epsilon=5e-4):
+    """Return a frozen Conv2D layer that whitens patches: (B, H, W, C) -> (B, H − size + 1, W − size + 1, 2·size²·C).
+
+    images: standardised images (N, H, W, C), as a network gets them; two thousand are enough. The layer is for the
+    front of a network. What zca_matrix does to a whole image, it does to each patch of size×size pixels: neighbours no
+    longer repeat each other. All places of an image have the same small matrix, so a convolution can do it. A filter is
+    a direction in which patches vary, divided by their deviation in that direction. (`epsilon` is added to the
+    variances: what hardly varies is mostly noise.) The patches are not turned back into colours, as ZCA would. In their
+    place come the negatives of all filters: after ReLU or GELU one filter of a pair shows what the other one loses.
+    The idea is of https://arxiv.org/abs/2404.00498.
+    """
+    # In `windows` each place has its patch: (N, H − size + 1, W − size + 1, C, size, size). In `patches` each patch has
+    # a row, with its numbers in the order in which a kernel of Conv2D has them.
+    windows = np.lib.stride_tricks.sliding_window_view(images, (size, size), axis=(1, 2))
+    patches = np.moveaxis(windows, 3, -1).reshape(-1, size * size * images.shape[-1]).astype(float)
+    variances, directions = np.linalg.eigh(patches.T @ patches / len(patches))
+    filters = directions / np.sqrt(variances + epsilon)  # one in each column
+    layer = layers.Conv2D(2 * len(filters), size, use_bias=False, trainable=False, name="patch_whitening")
+    layer.build((None, *images.shape[1:]))
+    layer.set_weights([np.concatenate([filters, -filters], axis=1).reshape(layer.kernel.shape)])
+    return layer
+
+
 # ---------------------------------------------------------------- Flow: the training batches
 
 

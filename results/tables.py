@@ -43,13 +43,17 @@ LABELS = {  # how the ladder says what was changed
 
 
 def read_run(folder):
-    """Return the run in `folder` as a dict: name, config, metrics, history (a column name -> a list of numbers)."""
+    """Return the run in `folder` as a dict: name, config, metrics, history (a column name -> a list of numbers).
+
+    A trial of a network of one's own has no metrics.json: its score is the last of its history.
+    """
+    metrics = folder / "metrics.json"
     with open(folder / "history.csv", newline="", encoding="utf-8") as file:
         rows = list(csv.DictReader(file))
     return {
         "name": folder.relative_to(RESULTS).as_posix(),
         "config": json.loads((folder / "config.json").read_text(encoding="utf-8")),
-        "metrics": json.loads((folder / "metrics.json").read_text(encoding="utf-8")),
+        "metrics": json.loads(metrics.read_text(encoding="utf-8")) if metrics.exists() else {},
         "history": {name: [float(row[name]) for row in rows] for name in rows[0]},
     }
 
@@ -60,7 +64,7 @@ def runs(group):
     def order(path):  # texts and numbers in turn
         return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.parent.as_posix())]
 
-    return [read_run(path.parent) for path in sorted(RESULTS.glob(f"{group}/**/metrics.json"), key=order)]
+    return [read_run(path.parent) for path in sorted(RESULTS.glob(f"{group}/**/history.csv"), key=order)]
 
 
 def network_runs():
@@ -104,10 +108,11 @@ def percent(share):
 
 
 def network_name(config):
+    seed = f", seed {config['seed']}" if config["seed"] else ""
     if config["network"] in ("svgg", "own"):
-        return {"svgg": "simplified VGG", "own": "a network of one's own"}[config["network"]]
+        return {"svgg": "simplified VGG", "own": "a network of one's own"}[config["network"]] + seed
     resolution = ", full resolution" if config.get("full_resolution") else ""
-    return f"WRN-{config['num_convs']}-{config['k_factor']}{resolution}"
+    return f"WRN-{config['num_convs']}-{config['k_factor']}{resolution}{seed}"
 
 
 def results_table():
@@ -250,6 +255,24 @@ def trials_table(group):
     return markdown(TITLES, [first_row(title, first), *comparison_rows(first, others, False)])
 
 
+def own_trials_table():
+    """What was tried with the network of one's own."""
+    rows = []
+    for run in runs("own_trials"):
+        variant, history = run["config"]["variant"], run["history"]
+        rows.append(
+            [
+                f"[{variant['front']}]({run['name']})",
+                "as it is" if variant["scale"] == 1 else f"times {variant['scale']}",
+                *(variant[name] for name in ("label_smoothing", "weight_decay", "epochs", "seed")),
+                f"{100 * history['accuracy'][-1]:.1f}",
+                f"{100 * history['val_accuracy'][-1]:.1f}" + ("" if variant["holdout"] else " (test images)"),
+            ]
+        )
+    titles = ("front", "input of the last layer", "label smoothing", "weight decay", "epochs", "seed", *TITLES[1:3])
+    return markdown(titles, rows)
+
+
 TABLES = {
     "results": results_table,
     "cost": cost_table,
@@ -258,6 +281,7 @@ TABLES = {
     "schemes": schemes_table,
     "svgg": functools.partial(trials_table, "svgg"),
     "wrn40": functools.partial(trials_table, "wrn40"),
+    "own_trials": own_trials_table,
 }
 
 
@@ -283,9 +307,10 @@ def plot_networks(path):
         for run in network_runs():
             config, history = run["config"], run["history"]
             if config["network"] == network:
-                names.append(network_name(config))
+                names.append(network_name(config | {"seed": 0}))
                 label = config.get("recipe", "modern") + ", full resolution" * bool(config.get("full_resolution"))
                 color = colors[label]
+                label += f", seed {config['seed']}" if config["seed"] else ""
                 axis.plot(history["epoch"], history["val_accuracy"], color=color, label=f"{label}, test")
                 axis.plot(history["epoch"], history["accuracy"], "--", color=color, label=f"{label}, training")
         axis.set_title("; ".join(dict.fromkeys(names)))
