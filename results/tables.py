@@ -259,18 +259,21 @@ def own_trials_table():
     """What was tried with the network of one's own."""
     rows = []
     for run in runs("own_trials"):
-        variant, history = run["config"]["variant"], run["history"]
+        variant, history, data = run["config"]["variant"], run["history"], run["config"]["data"]
         rows.append(
             [
+                len(rows) + 1,
                 f"[{variant['front']}]({run['name']})",
-                "as it is" if variant["scale"] == 1 else f"times {variant['scale']}",
-                *(variant[name] for name in ("label_smoothing", "weight_decay", "epochs", "seed")),
+                "1" if variant["scale"] == 1 else "1/8",
+                *(variant[name] for name in ("label_smoothing", "epochs")),
+                f"{data['train_count']:,}",
                 f"{100 * history['accuracy'][-1]:.1f}",
-                f"{100 * history['val_accuracy'][-1]:.1f}" + ("" if variant["holdout"] else " (test images)"),
+                f"{100 * history['val_accuracy'][-1]:.1f}",
+                "held-out" if variant["holdout"] else "test",
             ]
         )
-    titles = ("front", "input of the last layer", "label smoothing", "weight decay", "epochs", "seed", *TITLES[1:3])
-    return markdown(titles, rows)
+    titles = ("line", "first layer", "scale", "label smoothing", "epochs", "training images")
+    return markdown((*titles, TITLES[1], "score, %", "images for the score"), rows)
 
 
 TABLES = {
