@@ -314,8 +314,9 @@ def plot_networks(path):
                 label = config.get("recipe", "modern") + ", full resolution" * bool(config.get("full_resolution"))
                 color = colors[label]
                 label += f", seed {config['seed']}" if config["seed"] else ""
-                axis.plot(history["epoch"], history["val_accuracy"], color=color, label=f"{label}, test")
-                axis.plot(history["epoch"], history["accuracy"], "--", color=color, label=f"{label}, training")
+                style = {"color": color, "alpha": 0.4 if config["seed"] else 1}
+                axis.plot(history["epoch"], history["val_accuracy"], label=f"{label}, test", **style)
+                axis.plot(history["epoch"], history["accuracy"], "--", label=f"{label}, training", **style)
         axis.set_title("; ".join(dict.fromkeys(names)))
         if names[0] in TUTORIAL:
             axis.axhline(TUTORIAL[names[0]], color="grey", linewidth=1)
