@@ -4,7 +4,9 @@ import json
 import re
 import runpy
 import shlex
+import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import keras
@@ -125,13 +127,17 @@ def test_picture_of_any_kind_is_classified_as_written(kind, tmp_path, monkeypatc
     assert [data.CLASS_NAMES.index(word) for word, _ in printed] == list(np.argsort(-probabilities)[:3])
 
 
-def test_trained_network_is_as_good_as_its_run_says_and_knows_pictures_of_the_sample():
+def test_trained_network_is_as_good_as_its_run_says_and_loads_in_older_keras(tmp_path):
     path = ROOT / re.search(r'load_model\("(.+?)"\)', code_with("photo.jpg"))[1]
     assert path.stat().st_size < 10e6
     model, sample = keras.models.load_model(path), data.load_cifar10("sample")
     metrics = json.loads((path.parent / "metrics.json").read_text())
     accuracy = np.mean(model.predict(sample.x_test, verbose=0).argmax(axis=1) == sample.y_test)
     assert accuracy == pytest.approx(metrics["test_accuracy_end_of_training"], abs=0.03)
+    # It was saved as a run saves its models, so that older versions of Keras load it.
+    train.keep_model(shutil.copy(path, tmp_path / "new.keras"), tmp_path / "model.keras")
+    before, after = (zipfile.ZipFile(file).read("config.json") for file in (path, tmp_path / "model.keras"))
+    assert json.loads(before) == json.loads(after)
 
 
 # ---------------------------------------------------------------- Links, numbers, flags
