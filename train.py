@@ -224,7 +224,8 @@ def compile_and_train(
     history maps epoch, accuracy, loss, val_accuracy, val_loss, learning_rate and seconds to lists with one entry per
     epoch. To resume, build model and optimizer as before and give run_dir. Raises ValueError (of which RunError and
     data.DataError are kinds) for unusable arguments, and RunError if training diverges, if another process uses
-    run_dir, or if the run in run_dir has other settings or is damaged (then run and model stay as they are).
+    run_dir, or if the run in run_dir has other settings or is damaged (then the run and the model's weights stay as
+    they are).
     """
     # Complain now, not after an hour, about what cannot be right; then note what the run is (see "Recording a run").
     x_train, y_train = data.check_data(x_train, y_train, "x_train", "y_train")
@@ -325,7 +326,7 @@ def evaluate_performance(model, history, run_dir, x_test, y_test):
     if that file is missing or damaged). Draws the curves, curves.png, and writes both numbers to metrics.json in
     run_dir, and says which is the result: if x_test was the validation data, it chose the best weights, so the
     end-of-training weights' score counts; otherwise the best weights' score. Raises data.DataError for unusable
-    images or labels.
+    images or labels, RunError if run_dir is not the folder of a run.
     """
     x_test, y_test = data.check_data(x_test, y_test, "x_test", "y_test")
     onehot, size = data.get_onehot(y_test), BATCH_SIZE_FOR_EVALUATION
@@ -450,7 +451,12 @@ def view_feature_maps(model, image, path, count=8):
 
 
 def look(model, x, y, run_dir):
-    """Draw a run's pictures: predictions, confusion matrix, and the feature maps of its most confident mistake."""
+    """Draw a run's pictures: predictions, confusion matrix, and the feature maps of its most confident mistake.
+
+    x: uint8 (N, 32, 32, 3); y: (N,) or (N, 1) of 0…9; run_dir: the folder for them. Raises data.DataError for unusable
+    images or labels.
+    """
+    (x, y), run_dir = data.check_data(x, y), Path(run_dir)
     # `predict` returns ten probabilities per image, in the order of the images.
     probabilities = model.predict(x, BATCH_SIZE_FOR_EVALUATION, verbose=0)
     predicted = probabilities.argmax(axis=1)
@@ -502,7 +508,7 @@ def keep_model(new, path):
         contents = {name: archive.read(name) for name in archive.namelist()}
     config = json.loads(contents["config.json"], object_hook=simplify)
     if b'"mixed_' in contents["config.json"]:
-        config.pop("compile_config", None)  # its optimizer, wrapped for mixed precision, would not fit
+        config.pop("compile_config", None)  # its optimizer, which float16 wraps, would not fit
     contents["config.json"] = json.dumps(config)
     with zipfile.ZipFile(new, "w") as archive:
         for name, content in contents.items():
@@ -995,8 +1001,11 @@ def train_run(settings, network, cifar10, run_dir):
     # With --no-test the validation images stand in for the test images. The pictures come first, since metrics.json,
     # which evaluate_performance writes, says that a run is finished.
     x, y = (x_val, y_val) if settings["no_test"] else (cifar10.x_test, cifar10.y_test)
-    best_is_the_result = settings["holdout"] and not settings["no_test"] and (run_dir / "best.keras").exists()
-    with best_weights(model, run_dir) if best_is_the_result else contextlib.nullcontext():
+    best_is_the_result = settings["holdout"] and not settings["no_test"]
+    try:
+        with best_weights(model, run_dir) if best_is_the_result else contextlib.nullcontext():
+            look(model, x, y, run_dir)
+    except RunError:  # best.keras is missing or damaged; evaluate_performance says so
         look(model, x, y, run_dir)
     evaluate_performance(model, history, run_dir, x, y)
     print(f"Models, pictures and history: {run_dir}")

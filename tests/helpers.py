@@ -36,11 +36,11 @@ def train_tiny(model, out, optimizer=None, **changes):
     return train.compile_and_train(model, "tiny", X_TRAIN, Y_TRAIN, X_VAL, Y_VAL, 3, optimizer, **keywords)
 
 
-def save_data(path, train_count, test_count, arrays=None):
-    """Write an .npz file of the sample's first images, or of `arrays` where given; return its path."""
+def save_data(path, train_count, test_count):
+    """Write an .npz file of the sample's first images; return its path."""
     counts = {"train": train_count, "test": test_count}
     names = ("x_train", "y_train", "x_test", "y_test")
-    np.savez(path, **{name: getattr(SAMPLE, name)[: counts[name[2:]]] for name in names} | (arrays or {}))
+    np.savez(path, **{name: getattr(SAMPLE, name)[: counts[name[2:]]] for name in names})
     return str(path)
 
 

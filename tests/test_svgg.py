@@ -1,7 +1,4 @@
-"""Step 3: the simplified VGG as a table, its parameters, its dropout, its softmax, and its script."""
-
-import re
-from pathlib import Path
+"""Step 3: the simplified VGG as a table, its parameters, and its dropout; test_wrn.py has what both networks share."""
 
 import keras
 import numpy as np
@@ -88,31 +85,3 @@ def test_dropout_scales_up_what_it_keeps_while_training_alone():
     kept = after != 0
     np.testing.assert_allclose(after[kept], before[kept] / 0.75, rtol=1e-5)
     assert kept[before > 0].mean() == pytest.approx(0.75, abs=0.03)  # of about 4,000 values
-
-
-def test_under_mixed_precision_the_probabilities_alone_are_float32(mixed_precision):
-    network = svgg.build_svgg()
-    assert [layer.compute_dtype for layer in network.layers] == ["float16"] * 18 + ["float32"]
-    probabilities = np.asarray(network(IMAGES))
-    assert probabilities.dtype == np.float32
-    np.testing.assert_allclose(probabilities.sum(axis=1), 1, rtol=1e-6)  # float16 would be off by 1e-4
-    assert not np.allclose(probabilities[0], probabilities[1])
-
-
-@pytest.mark.parametrize("drop_rate", [-0.1, 1, float("nan")])
-def test_a_drop_rate_outside_0_to_1_is_refused(drop_rate):
-    with pytest.raises(ValueError, match=rf"at least 0 and below 1, not {drop_rate}\Z"):
-        svgg.build_svgg(drop_rate)
-
-
-def test_the_script_prints_what_its_docstring_promises_and_names_the_graph_or_says_why_there_is_none(
-    tmp_path, monkeypatch, capsys
-):
-    monkeypatch.chdir(tmp_path)
-    svgg.main([])
-    summary, _, last = capsys.readouterr().out.rstrip("\n").rpartition("\n")
-    promised = re.findall(r"^    (.*params: .*)$", svgg.__doc__, re.MULTILINE)
-    assert len(promised) == 3
-    assert all(line in summary for line in promised)
-    graph = Path("figures", "svgg.png")
-    assert last == f"The network's graph: {graph}" if graph.exists() else last.startswith("No graph drawn: ")

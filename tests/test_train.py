@@ -114,12 +114,7 @@ def full_run(tmp_path_factory):
 def figures(monkeypatch):
     """A dict that fills with the figures that train.py draws, by the names of their files."""
     drawn = {}
-
-    class RememberedFigure(Figure):
-        def savefig(self, path):
-            drawn[Path(path).name] = self
-
-    monkeypatch.setattr(train, "Figure", RememberedFigure)
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.update({Path(path).name: figure}))
     return drawn
 
 
@@ -185,8 +180,6 @@ def test_each_line_of_a_recipe_is_a_flag_for_both_networks(network):
 def test_place_of_the_data_is_recorded_in_full(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert settings_of("svgg --data mine.npz")["source"] == os.path.realpath(tmp_path / "mine.npz")
-    assert settings_of("svgg --data sample")["source"] == "sample"
-    assert settings_of("svgg")["source"] is None
 
 
 def test_size_drop_rate_and_seed_reach_the_network():
@@ -228,20 +221,13 @@ def modern_rate(update, total, peak, warmup):
 
 
 @pytest.mark.parametrize(
-    ("network", "changes", "steps", "peak", "warmup"),
-    [
-        ("wrn", {}, 391, 0.1, 0.25),
-        ("svgg", {}, 391, 0.03, 0.25),
-        ("wrn", {"warmup": 0.0}, 5, 0.1, 0.0),
-        ("wrn", {"warmup": 0.999}, 5, 0.1, 0.999),
-        ("wrn", {"epochs": 1}, 1, 0.1, 0.25),
-    ],
+    ("changes", "steps"), [({}, 391), ({"warmup": 0.0}, 5), ({"warmup": 0.999}, 5), ({"epochs": 1}, 1)]
 )
-def test_modern_learning_rate_rises_in_a_share_of_all_updates_and_falls_to_zero(network, changes, steps, peak, warmup):
-    settings = train.RECIPES["modern", network] | changes
-    rate, total = train.learning_rate(settings, steps), settings["epochs"] * steps
+def test_modern_learning_rate_rises_in_a_share_of_all_updates_and_falls_to_zero(changes, steps):
+    settings = train.RECIPES["modern", "wrn"] | changes
+    rate, total, warmup = train.learning_rate(settings, steps), settings["epochs"] * steps, settings["warmup"]
     for update in {0, 1, int(warmup * total), round(warmup * total), total // 2, total - 1, total}:
-        assert float(rate(update)) == pytest.approx(modern_rate(update, total, peak, warmup), rel=1e-4, abs=1e-8)
+        assert float(rate(update)) == pytest.approx(modern_rate(update, total, 0.1, warmup), rel=1e-4, abs=1e-8)
 
 
 def test_modern_step_is_nesterov_with_decoupled_decay_of_the_kernels_only():
@@ -432,6 +418,15 @@ def test_tensorboard_has_the_numbers_of_the_history(uneven_run):
         for name in ("loss", "accuracy"):
             expected = dict(enumerate(uneven_run.history[prefix + name]))
             assert scalars[f"epoch_{name}"] == pytest.approx(expected, rel=1e-6)
+
+
+def test_pictures_can_be_drawn_with_labels_in_a_column(uneven_run, tmp_path, figures):
+    model, x, y = uneven_run.model, SAMPLE.x_test[:50], SAMPLE.y_test[:50]
+    train.look(model, x, y[:, None], str(tmp_path))
+    probabilities = np.asarray(model(x.astype("float32")))
+    worst = max(np.flatnonzero(probabilities.argmax(axis=1) != y), key=lambda i: probabilities[i].max())
+    np.testing.assert_array_equal(figures["feature_maps.png"].axes[0].images[0].get_array(), x[worst])
+    assert figures.keys() == PICTURES - {"curves.png"}
 
 
 def test_tensorboard_has_the_networks_graph(full_run):
@@ -741,6 +736,18 @@ def test_holdout_uses_each_split_for_its_purpose_only(tiny_main, monkeypatch, fi
     worst = max(np.flatnonzero(predicted != SAMPLE.y_test), key=lambda i: probabilities[i].max())
     for name in ("feature_maps.png", "predictions_incorrect.png"):
         np.testing.assert_array_equal(figures[name].axes[0].images[0].get_array(), SAMPLE.x_test[worst])
+    assert figures.keys() == PICTURES
+
+
+def test_holdout_run_with_a_damaged_best_model_is_finished_with_its_last_weights(tiny_main, tmp_path, figures, capsys):
+    source = save_data(tmp_path / "data.npz", 60, 20)
+    run_dir, _ = tiny_main("--holdout", "--epochs", 1, "--data", source)
+    (run_dir / "metrics.json").unlink()
+    (run_dir / "best.keras").write_bytes(b"not a model")
+    figures.clear()
+    train.main(["--resume", str(run_dir)])
+    assert "best.keras is missing or damaged" in capsys.readouterr().out
+    assert read_json(run_dir / "metrics.json")["result"] == "test_accuracy_end_of_training"
     assert figures.keys() == PICTURES
 
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 from test_svgg import IMAGES, count_trained, describe, shape_of
 
+import svgg
 import wrn
 
 # Row; the rows whose outputs it takes (0: the images); its layers, one after the other; output.
@@ -133,9 +134,11 @@ def test_dropout_drops_whole_maps_and_scales_up_the_others_while_training_alone(
     assert kept.mean() == pytest.approx(1 - DROP_RATE, abs=0.05)  # of 1,024 maps
 
 
-def test_under_mixed_precision_the_probabilities_alone_are_float32(mixed_precision):
-    network = wrn.build_wrn(10, 1)
-    *others, last = (layer.compute_dtype for layer in network.layers[1:])  # without the InputLayer
+@pytest.mark.parametrize("build", [svgg.build_svgg, lambda: wrn.build_wrn(10, 1)], ids=["svgg", "wrn"])
+def test_under_mixed_precision_the_probabilities_alone_are_float32(mixed_precision, build):
+    network = build()
+    computing = [layer for layer in network.layers if not isinstance(layer, keras.layers.InputLayer)]
+    *others, last = (layer.compute_dtype for layer in computing)
     assert (set(others), last) == ({"float16"}, "float32")
     probabilities = np.asarray(network(IMAGES))
     assert probabilities.dtype == np.float32
@@ -170,9 +173,10 @@ def test_a_widening_factor_that_is_no_whole_number_from_1_is_refused(k_factor):
 
 
 @pytest.mark.parametrize("drop_rate", [-0.1, 1, float("nan")])
-def test_a_drop_rate_outside_0_to_1_is_refused(drop_rate):
+@pytest.mark.parametrize("build", [svgg.build_svgg, lambda rate: wrn.build_wrn(10, 1, rate)], ids=["svgg", "wrn"])
+def test_a_drop_rate_outside_0_to_1_is_refused(build, drop_rate):
     with pytest.raises(ValueError, match=rf"at least 0 and below 1, not {drop_rate}\Z"):
-        wrn.build_wrn(10, 1, drop_rate)
+        build(drop_rate)
 
 
 def test_a_last_feature_map_that_is_not_square_is_refused():
@@ -189,23 +193,14 @@ def test_depth_reads_n_from_the_command_line_and_tells_argparse_the_nearest_that
         wrn.depth("12")
 
 
-@pytest.mark.parametrize(
-    ("arguments", "name", "in_summary"),
-    [
-        ([], "wrn-40-2", re.findall(r"^    (.*params: .*)$", wrn.__doc__, re.MULTILINE)),
-        (["--num-convs=10", "--k-factor=1", "--full-resolution"], "wrn-10-1-full-resolution", ["87,898", "8, 8, 64"]),
-    ],
-    ids=["default", "small"],
-)
 def test_the_script_prints_the_network_it_is_asked_for_and_names_the_graph_or_says_why_there_is_none(
-    arguments, name, in_summary, tmp_path, monkeypatch, capsys
+    tmp_path, monkeypatch, capsys
 ):
     monkeypatch.chdir(tmp_path)
-    wrn.main(arguments)
+    wrn.main(["--num-convs=10", "--k-factor=1", "--full-resolution"])
     summary, _, last = capsys.readouterr().out.rstrip("\n").rpartition("\n")
-    assert in_summary
-    assert all(words in summary for words in [name, *in_summary])
-    graph = Path("figures", f"{name}.png")
+    assert all(words in summary for words in ("wrn-10-1-full-resolution", "87,898", "8, 8, 64"))
+    graph = Path("figures", "wrn-10-1-full-resolution.png")
     assert last == f"The network's graph: {graph}" if graph.exists() else last.startswith("No graph drawn: ")
 
 
