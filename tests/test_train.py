@@ -138,23 +138,23 @@ def settings_of(words):
     return train.make_settings(vars(train.make_parser().parse_args(words.split())))
 
 
-# tutorial svgg | tutorial wrn | modern svgg | modern wrn
+# tutorial svgg | tutorial wrn | modern
 DEFAULTS = {
-    "scheme": (1, 1, 4, 4),
-    "drop_rate": (0.5, 0.3, 0.5, 0.0),
-    "optimizer": ("rmsprop", "sgd", "sgd", "sgd"),
-    "learning_rate": (0.001, 0.1, 0.03, 0.1),
-    "schedule": ("constant", "inverse_time", "cosine", "cosine"),
-    "warmup": (0.0, 0.0, 0.25, 0.25),
-    "weight_decay": (0.0, 0.0, 0.02, 0.01),
-    "label_smoothing": (0.0, 0.0, 0.1, 0.1),
-    "epochs": (400, 400, 20, 20),
-    "batch_size": (128, 128, 128, 128),
+    "scheme": (1, 1, 4),
+    "drop_rate": (0.5, 0.3, 0.0),
+    "optimizer": ("rmsprop", "sgd", "sgd"),
+    "learning_rate": (0.001, 0.1, 0.1),
+    "schedule": ("constant", "inverse_time", "cosine"),
+    "warmup": (0.0, 0.0, 0.25),
+    "weight_decay": (0.0, 0.0, 0.01),
+    "label_smoothing": (0.0, 0.0, 0.1),
+    "epochs": (400, 400, 20),
+    "batch_size": (128, 128, 128),
 }
 
 
 def test_defaults_are_those_of_the_recipe_and_stand_in_the_help(capsys):
-    for i, words in enumerate(("svgg", "wrn", "svgg --recipe modern", "wrn --recipe modern")):
+    for words, i in {"svgg": 0, "wrn": 1, "svgg --recipe modern": 2, "wrn --recipe modern": 2}.items():
         expected = {name: values[i] for name, values in DEFAULTS.items()} | {"network": words.split()[0], "seed": 0}
         expected |= {"holdout": False, "no_test": False, "no_xla": False, "dtype_policy": "float32", "source": None}
         size = {"num_convs": 40, "k_factor": 2, "full_resolution": False}
