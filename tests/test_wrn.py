@@ -1,4 +1,7 @@
-"""Step 4: the Wide ResNet as a table, its parameters, its dropout, its softmax, what it refuses, and its script."""
+"""Step 4: the Wide ResNet as a table, its parameters, its dropout, its softmax, what it refuses, and its script.
+
+What both networks share is tested here for both.
+"""
 
 import argparse
 import re
