@@ -37,8 +37,10 @@ import math
 import os
 import platform
 import shlex
+import signal
 import sys
 import tempfile
+import threading
 import time
 import zipfile
 from pathlib import Path
@@ -245,7 +247,8 @@ def compile_and_train(
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=jit_compile)
 
     run_dir = Path(run_dir) if run_dir else new_run_dir(out, run_name)
-    with open_run(model, run_dir, config) as history:  # an interrupted run goes on with its weights and history
+    # An interrupted run goes on with its weights and history.
+    with open_run(model, run_dir, config) as history, interrupts_between_batches() as stopper:
         # For each batch `fit` computes the predictions, the loss and its gradients, and lets the optimizer change the
         # weights; after each epoch it evaluates the validation images. It returns a History of the epochs of this call;
         # ours, kept by RunRecorder, has those from before a resume too.
@@ -258,7 +261,7 @@ def compile_and_train(
                 steps_per_epoch=math.ceil(len(x_train) / batch_size),  # the training batches never end
                 validation_data=(x_val, data.get_onehot(y_val)),
                 validation_batch_size=BATCH_SIZE_FOR_EVALUATION,
-                callbacks=make_callbacks(run_dir, history, config, lr_schedule_fn),
+                callbacks=[stopper, *make_callbacks(run_dir, history, config, lr_schedule_fn)],
                 shuffle=False,  # training_batches shuffles
                 verbose=1 if sys.stdout.isatty() else 2,  # a progress bar, or one line per epoch
             )
@@ -607,6 +610,36 @@ class RunRecorder(keras.callbacks.Callback):
             write_json(self.run_dir / "config.json", self.config)
             (self.run_dir / "metrics.json").unlink(missing_ok=True)
         replace(self.run_dir / "state.new.npz", self.run_dir / "state.npz")
+
+
+@contextlib.contextmanager
+def interrupts_between_batches():
+    """Within a `with` block hold Ctrl-C back until the next batch, or the end of the block. Yield a callback for `fit`.
+
+    Python raises KeyboardInterrupt wherever it is at that moment. In the middle of TensorFlow's code it can get lost,
+    or turn into another error. A second Ctrl-C is not held back.
+    """
+    usual, typed = signal.getsignal(signal.SIGINT), []
+
+    def note(*arguments):
+        if typed:
+            usual(*arguments)
+        typed.append(True)
+
+    def stop(*_, **__):
+        if typed:
+            raise KeyboardInterrupt
+
+    # Only the main thread may change what Ctrl-C does; in a background job it does nothing.
+    ours = threading.current_thread() is threading.main_thread() and callable(usual)
+    if ours:
+        signal.signal(signal.SIGINT, note)
+    try:
+        yield keras.callbacks.LambdaCallback(on_train_batch_begin=stop, on_test_batch_begin=stop)
+    finally:
+        if ours:
+            signal.signal(signal.SIGINT, usual)
+    stop()
 
 
 def new_run_dir(out, run_name):

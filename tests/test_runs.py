@@ -25,6 +25,7 @@ import sys
 import tempfile
 import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -256,6 +257,57 @@ def test_job_that_is_killed_and_queued_again_equals_an_undisturbed_one(small_dat
     run(*arguments, "--out", tmp_path / "undisturbed")
     assert [*out.glob("*/*")] == [run_dir]
     assert_equal_runs(the_run(tmp_path / "undisturbed"), run_dir, 6)
+
+
+@pytest.fixture
+def usual():
+    """What Ctrl-C usually does in a program that was started in a terminal; it must be so again after the test."""
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    yield
+    assert signal.signal(signal.SIGINT, before) is signal.default_int_handler
+
+
+@pytest.mark.parametrize(("times", "went_on"), [(1, [0, 1]), (2, [0])])
+def test_ctrl_c_waits_for_the_next_batch_but_a_second_one_does_not(usual, tmp_path, times, went_on):
+    rates = []
+
+    def rate(epoch):  # Keras calls it at the start of an epoch
+        for _ in range(times * (epoch == 1)):
+            signal.raise_signal(signal.SIGINT)
+        rates.append(epoch)
+        return 0.01
+
+    with pytest.raises(KeyboardInterrupt):
+        train_tiny(tiny_model(), None, keras.optimizers.SGD(), lr_schedule_fn=rate, run_dir=tmp_path)
+    assert rates == went_on
+    assert epochs_in(tmp_path) == 1
+
+
+def test_ctrl_c_after_the_last_batch_is_not_forgotten(usual, tmp_path, monkeypatch):
+    def write_json(path, content):
+        signal.raise_signal(signal.SIGINT)
+        real(path, content)
+        written.append(path.name)
+
+    written, real = [], train.write_json
+    train_tiny(tiny_model(), None, keras.optimizers.SGD(0.01), epochs=1, run_dir=tmp_path)
+    monkeypatch.setattr(train, "write_json", write_json)  # without a new epoch only the end of a run calls it
+    with pytest.raises(KeyboardInterrupt):
+        call_again(tmp_path, tiny_model())
+    assert written == ["config.json"]
+
+
+def test_training_leaves_ctrl_c_alone_in_another_thread_and_where_it_is_switched_off():
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with train.interrupts_between_batches():
+            signal.raise_signal(signal.SIGINT)
+        assert signal.getsignal(signal.SIGINT) is signal.SIG_IGN
+    finally:
+        signal.signal(signal.SIGINT, before)
+    with ThreadPoolExecutor() as pool, pytest.MonkeyPatch.context() as patch:
+        patch.setattr(signal, "signal", lambda *_: pytest.fail("another thread must not"))
+        pool.submit(train.interrupts_between_batches().__enter__).result()
 
 
 class Twice(layers.Layer):
