@@ -302,30 +302,6 @@ def standardiser(images, scheme):
     return model
 
 
-def patch_whitening(images, size=2, epsilon=5e-4):
-    """Return a frozen Conv2D layer that whitens patches: (B, H, W, C) -> (B, H − size + 1, W − size + 1, 2·size²·C).
-
-    images: standardised images (N, H, W, C), as a network gets them; two thousand are enough. The layer is for the
-    front of a network. It does to each patch of size×size pixels what zca_matrix does to a whole image, but for the
-    last step: it takes the patch apart into the directions in which patches vary, and scales each to the variance 1.
-    The results stay as they are, one channel for each direction. The same small matrix is used at every place, so a
-    convolution can do it. Each filter is there twice, the second time with its sign reversed, because ReLU or GELU
-    removes most of what is negative. Nothing is centred: standardised images have means near 0. `epsilon`, here added
-    to the variances, keeps directions that hardly vary, mostly noise, from being scaled up much. The idea is from
-    https://arxiv.org/abs/2404.00498.
-    """
-    # In `windows` each place has its patch: (N, H − size + 1, W − size + 1, C, size, size). In `patches` each patch has
-    # a row, with its numbers in the order in which a kernel of Conv2D has them.
-    windows = np.lib.stride_tricks.sliding_window_view(images, (size, size), axis=(1, 2))
-    patches = np.moveaxis(windows, 3, -1).reshape(-1, size * size * images.shape[-1]).astype(float)
-    variances, directions = np.linalg.eigh(patches.T @ patches / len(patches))
-    filters = directions / np.sqrt(variances + epsilon)  # one in each column
-    layer = layers.Conv2D(2 * len(filters), size, use_bias=False, trainable=False, name="patch_whitening")
-    layer.build((None, *images.shape[1:]))
-    layer.set_weights([np.concatenate([filters, -filters], axis=1).reshape(layer.kernel.shape)])
-    return layer
-
-
 # ---------------------------------------------------------------- Flow: the training batches
 
 

@@ -312,7 +312,8 @@ def plot_networks(path):
             if config["network"] == network:
                 names.append(network_name(config | {"seed": 0}))
                 label = config.get("recipe", "modern") + ", full resolution" * bool(config.get("full_resolution"))
-                color = colors[label]
+                color = "C3" if config["epochs"] > 20 else colors[label]
+                label += f", {config['epochs']} epochs" if config["epochs"] > 20 else ""
                 label += f", seed {config['seed']}" if config["seed"] else ""
                 style = {"color": color, "alpha": 0.4 if config["seed"] else 1}
                 axis.plot(history["epoch"], history["val_accuracy"], label=f"{label}, test", **style)

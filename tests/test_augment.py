@@ -325,33 +325,6 @@ def test_standardiser_is_frozen_float32_and_the_same_in_training_and_when_loaded
     np.testing.assert_array_equal(loaded(unseen), result)
 
 
-@pytest.mark.parametrize("size", [2, 3])
-def test_patch_whitening_leaves_no_correlation_within_patches_and_has_each_filter_with_both_signs(
-    sample, tmp_path, size
-):
-    images = (sample.x_train[:300] - np.float32(120)) / np.float32(64)
-    layer = augment.patch_whitening(images, size, epsilon=0)
-    path = tmp_path / "front.keras"
-    keras.Sequential([keras.Input(images.shape[1:]), layer]).save(path)
-    model = keras.models.load_model(path)
-    assert not model.trainable_weights
-    whitened = model.predict(images, verbose=0).astype(float)
-    count = 3 * size**2
-    assert whitened.shape == (300, 33 - size, 33 - size, 2 * count)
-    np.testing.assert_array_equal(whitened[..., count:], -whitened[..., :count])
-    rows = whitened[..., :count].reshape(-1, count)
-    np.testing.assert_allclose(rows.T @ rows / len(rows), np.eye(count), atol=2e-3)
-    # No information is lost, and nothing is mixed in from elsewhere: the patch at a place can be computed back.
-    patch = np.linalg.lstsq(layer.get_weights()[0].reshape(count, -1).T, whitened[7, 20, 5], rcond=None)[0]
-    np.testing.assert_allclose(patch, images[7, 20 : 20 + size, 5 : 5 + size].ravel(), atol=1e-3)
-    # A filter is as long as one over the root of variance + epsilon.
-    for_epsilon = {
-        value: 1 / np.sum(augment.patch_whitening(images, size, value).get_weights()[0] ** 2, axis=(0, 1, 2))
-        for value in (0, 0.1)
-    }
-    np.testing.assert_allclose(for_epsilon[0.1], for_epsilon[0] + 0.1, rtol=1e-4)
-
-
 # ---------------------------------------------------------------- Flow: the training batches
 
 

@@ -10,30 +10,58 @@ import sys
 
 import augment, data, train  # before Keras: they set it up
 import keras
+import numpy as np
 from keras import layers
 
 VARIANT = {
-    "front": "learned",  # or "whitening": augment.patch_whitening
+    "front": "learned",  # or "whitening": see patch_whitening
     "scale": 1.0,  # of what the last layer gets
     "label_smoothing": 0.1,
     "weight_decay": 0.01,
     "epochs": 5,
     "seed": 0,
     "holdout": 1,  # 1: 45,000 images, scored on 5,000 others; 0: all images, scored on the test set
+    "sample": 0,  # 1: the sample of 1,500 images, in float32 and batches of 32
 }
 for word in sys.argv[1:]:
     key, value = word.split("=")
     VARIANT[key] = type(VARIANT[key])(value)
 
-keras.config.set_dtype_policy("mixed_bfloat16")
+
+def patch_whitening(images, size=2, epsilon=5e-4):
+    """Return a frozen Conv2D layer that whitens patches: (B, H, W, C) -> (B, H − size + 1, W − size + 1, 2·size²·C).
+
+    images: standardised images (N, H, W, C), as a network gets them; two thousand are enough. The layer does to each
+    patch of size×size pixels what augment.zca_matrix does to a whole image, but for the last step: it takes the patch
+    apart into the directions in which patches vary, and scales each to the variance 1. The results stay as they are,
+    one channel for each direction. The same small matrix is used at every place, so a convolution can do it. Each
+    filter is there twice, the second time with its sign reversed, because ReLU or GELU removes most of what is
+    negative. Nothing is centred: standardised images have means near 0. `epsilon`, here added to the variances, keeps
+    directions that hardly vary, mostly noise, from being scaled up much. The idea is from
+    https://arxiv.org/abs/2404.00498.
+    """
+    # In `windows` each place has its patch: (N, H − size + 1, W − size + 1, C, size, size). In `patches` each patch has
+    # a row, with its numbers in the order in which a kernel of Conv2D has them.
+    windows = np.lib.stride_tricks.sliding_window_view(images, (size, size), axis=(1, 2))
+    patches = np.moveaxis(windows, 3, -1).reshape(-1, size * size * images.shape[-1]).astype(float)
+    variances, directions = np.linalg.eigh(patches.T @ patches / len(patches))
+    filters = directions / np.sqrt(variances + epsilon)  # one in each column
+    layer = layers.Conv2D(2 * len(filters), size, use_bias=False, trainable=False, name="patch_whitening")
+    layer.build((None, *images.shape[1:]))
+    layer.set_weights([np.concatenate([filters, -filters], axis=1).reshape(layer.kernel.shape)])
+    return layer
+
+
+if not VARIANT["sample"]:
+    keras.config.set_dtype_policy("mixed_bfloat16")
 keras.utils.set_random_seed(VARIANT["seed"])
-images = data.load_cifar10()
+images = data.load_cifar10("sample" if VARIANT["sample"] else None)
 arrays = train.training_and_validation(images, holdout=bool(VARIANT["holdout"]))
-settings = train.RECIPES["modern", "wrn"] | VARIANT
+settings = train.RECIPES["modern", "wrn"] | {"batch_size": 32 if VARIANT["sample"] else 128} | VARIANT
 standardiser = augment.standardiser(arrays[0], settings["scheme"])
 front = layers.Conv2D(24, 2)
 if VARIANT["front"] == "whitening":
-    front = augment.patch_whitening(standardiser.predict(arrays[0][:2000], verbose=0))
+    front = patch_whitening(standardiser.predict(arrays[0][:2000], verbose=0))
 stack = [keras.Input(data.IMAGE_SHAPE), front, layers.Activation("gelu")]
 for filters in (64, 256, 256):
     for pooling in ([layers.MaxPooling2D(2)], []):

@@ -9,10 +9,8 @@ keras.utils.set_random_seed(0)
 images = data.load_cifar10()
 arrays = train.training_and_validation(images)
 settings = train.RECIPES["modern", "wrn"] | {"epochs": 20, "batch_size": 128}
-standardiser = augment.standardiser(arrays[0], settings["scheme"])
-whitening = augment.patch_whitening(standardiser.predict(arrays[0][:2000], verbose=0))
 
-stack = [keras.Input(data.IMAGE_SHAPE), whitening, layers.Activation("gelu")]
+stack = [keras.Input(data.IMAGE_SHAPE), layers.Conv2D(24, 2), layers.Activation("gelu")]
 for filters in (64, 256, 256):
     for pooling in ([layers.MaxPooling2D(2)], []):
         stack += [layers.Conv2D(filters, 3, padding="same", use_bias=False), *pooling]
@@ -21,7 +19,7 @@ stack += [layers.GlobalMaxPooling2D(), layers.Rescaling(1 / 8)]
 network = keras.Sequential([*stack, layers.Dense(10, activation="softmax", dtype="float32")], name="own")
 
 optimizer = train.make_optimizer(settings, math.ceil(len(arrays[0]) / settings["batch_size"]))
-model = train.assemble(standardiser, network)
+model = train.assemble(augment.standardiser(arrays[0], settings["scheme"]), network)
 how = {name: settings[name] for name in ("scheme", "epochs", "batch_size", "label_smoothing")}
 history, run_dir = train.compile_and_train(model, "own", *arrays, optimizer=optimizer, **how)
 train.look(model, images.x_test, images.y_test, run_dir)
