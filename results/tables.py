@@ -146,12 +146,13 @@ def cost_table():
         rows.append(
             [
                 f"{network_name(run['config'])}, {run['config'].get('recipe', 'modern')}",
+                run["config"].get("dtype_policy", "float32"),  # older runs had nothing else
                 f"{metrics['seconds_per_epoch']:.0f}",
                 f"{metrics['images_per_second']:.0f}",
                 f"{1000 * cpu_seconds:.1f}" if cpu_seconds else "–",
             ]
         )
-    return markdown(("run", "seconds per epoch", "images/s", "CPU ms per image"), rows)
+    return markdown(("run", "computed in", "seconds per epoch", "images/s", "CPU ms per image"), rows)
 
 
 def held_out(rung):
