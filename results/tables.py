@@ -305,7 +305,7 @@ def with_tables(text):
 def plot_networks(path):
     """Write a figure to `path`: for each network the accuracy after each epoch, one colour for each recipe."""
     figure = Figure(figsize=(16, 5))
-    colors = {"tutorial": "C0", "modern": "C1", "modern, full resolution": "C2"}
+    colors = {"tutorial": "C0", "modern": "C1"}
     for axis, network in zip(figure.subplots(1, 3, sharey=True), ("svgg", "wrn", "own"), strict=True):
         names = []
         for run in network_runs():
@@ -313,8 +313,9 @@ def plot_networks(path):
             if config["network"] == network:
                 names.append(network_name(config | {"seed": 0}))
                 label = config.get("recipe", "modern") + ", full resolution" * bool(config.get("full_resolution"))
-                color = "C3" if config["epochs"] > 20 else colors[label]
-                label += f", {config['epochs']} epochs" if config["epochs"] > 20 else ""
+                label += f", dropout {config['drop_rate']}" if "modern" in label and config.get("drop_rate") else ""
+                label += f", {config['epochs']} epochs" if config["epochs"] != 20 else ""
+                color = colors.setdefault(label, f"C{len(colors)}")
                 label += f", seed {config['seed']}" if config["seed"] else ""
                 style = {"color": color, "alpha": 0.4 if config["seed"] else 1}
                 axis.plot(history["epoch"], history["val_accuracy"], label=f"{label}, test", **style)
