@@ -57,7 +57,7 @@ if not VARIANT["sample"]:
 keras.utils.set_random_seed(VARIANT["seed"])
 images = data.load_cifar10("sample" if VARIANT["sample"] else None)
 arrays = train.training_and_validation(images, holdout=bool(VARIANT["holdout"]))
-settings = train.RECIPES["modern", "wrn"] | {"batch_size": 32 if VARIANT["sample"] else 128} | VARIANT
+settings = train.RECIPES["modern", "wrn"] | ({"batch_size": 32} if VARIANT["sample"] else {}) | VARIANT
 standardiser = augment.standardiser(arrays[0], settings["scheme"])
 front = layers.Conv2D(24, 2)
 if VARIANT["front"] == "whitening":
