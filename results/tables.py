@@ -303,7 +303,7 @@ def with_tables(text):
 
 
 def plot_networks(path):
-    """Write a figure to `path`: for each network the accuracy after each epoch, one colour for each recipe."""
+    """Write a figure to `path`: for each network the accuracy after each epoch, one colour for each setting."""
     figure = Figure(figsize=(16, 5))
     colors = {"tutorial": "C0", "modern": "C1"}
     for axis, network in zip(figure.subplots(1, 3, sharey=True), ("svgg", "wrn", "own"), strict=True):
