@@ -312,8 +312,12 @@ def plot_networks(path):
             config, history = run["config"], run["history"]
             if config["network"] == network:
                 names.append(network_name(config | {"seed": 0}))
-                label = config.get("recipe", "modern") + ", full resolution" * bool(config.get("full_resolution"))
-                label += f", dropout {config['drop_rate']}" if "modern" in label and config.get("drop_rate") else ""
+                recipe = config.get("recipe", "modern")
+                defaults = train.RECIPES[recipe, "svgg" if network == "svgg" else "wrn"]
+                label = recipe + ", full resolution" * bool(config.get("full_resolution"))
+                for name in ("drop_rate", "weight_decay", "label_smoothing"):
+                    value = config.get(name, defaults[name])
+                    label += f", {LABELS[name]} {value}" if value != defaults[name] else ""
                 label += f", {config['epochs']} epochs" if config["epochs"] != 20 else ""
                 color = colors.setdefault(label, f"C{len(colors)}")
                 label += f", seed {config['seed']}" if config["seed"] else ""
