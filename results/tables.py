@@ -304,36 +304,34 @@ def with_tables(text):
 
 def plot_networks(path):
     """Write a figure to `path`: for each network the accuracy after each epoch, one colour for each setting."""
-    figure = Figure(figsize=(16, 5))
+    together = {}
+    for run in network_runs():
+        together.setdefault(network_name(run["config"] | {"seed": 0}), []).append(run)
+    figure = Figure(figsize=(14, 9), layout="constrained")
+    figure.suptitle("solid: test images; dashed: training images, averaged over the epoch")
     colors = {"tutorial": "C0", "modern": "C1"}
-    for axis, network in zip(figure.subplots(1, 3, sharey=True), ("svgg", "wrn", "own"), strict=True):
-        names = []
-        for run in network_runs():
+    for axis, (network, group) in zip(figure.subplots(2, 2, sharey=True).flat, together.items(), strict=True):
+        for run in group:
             config, history = run["config"], run["history"]
-            if config["network"] == network:
-                names.append(network_name(config | {"seed": 0}))
-                recipe = config.get("recipe", "modern")
-                defaults = train.RECIPES[recipe, "svgg" if network == "svgg" else "wrn"]
-                label = recipe + ", full resolution" * bool(config.get("full_resolution"))
-                for name in ("drop_rate", "weight_decay", "label_smoothing"):
-                    value = config.get(name, defaults[name])
-                    label += f", {LABELS[name]} {value}" if value != defaults[name] else ""
-                label += f", {config['epochs']} epochs" if config["epochs"] != 20 else ""
-                color = colors.setdefault(label, f"C{len(colors)}")
-                label += f", seed {config['seed']}" if config["seed"] else ""
-                style = {"color": color, "alpha": 0.4 if config["seed"] else 1}
-                axis.plot(history["epoch"], history["val_accuracy"], label=f"{label}, test", **style)
-                axis.plot(history["epoch"], history["accuracy"], "--", label=f"{label}, training", **style)
-        axis.set_title("; ".join(dict.fromkeys(names)))
-        if names[0] in TUTORIAL:
-            axis.axhline(TUTORIAL[names[0]], color="grey", linewidth=1)
-            axis.text(1, TUTORIAL[names[0]], "the tutorial after 400 epochs", va="bottom", fontsize=8, color="grey")
-        axis.set_xlabel("epoch")
+            label = recipe = config.get("recipe", "modern")
+            defaults = train.RECIPES[recipe, "svgg" if config["network"] == "svgg" else "wrn"]
+            for name in ("drop_rate", "weight_decay", "label_smoothing"):
+                value = config.get(name, defaults[name])
+                label += f", {LABELS[name]} {value}" if value != defaults[name] else ""
+            label += f", {config['epochs']} epochs" if config["epochs"] != 20 else ""
+            color = colors.setdefault(label, f"C{len(colors)}")
+            label += f", seed {config['seed']}" if config["seed"] else ""
+            style = {"color": color, "alpha": 0.4 if config["seed"] else 1}
+            axis.plot(history["epoch"], history["val_accuracy"], label=label, **style)
+            axis.plot(history["epoch"], history["accuracy"], "--", **style)
+        axis.set_title(network)
+        if network in TUTORIAL:
+            axis.axhline(TUTORIAL[network], color="grey", linewidth=1)
+            axis.text(1, TUTORIAL[network], "the tutorial after 400 epochs", va="bottom", fontsize=8, color="grey")
+        axis.set(xlabel="epoch", ylabel="accuracy")
         axis.xaxis.get_major_locator().set_params(integer=True)
         axis.grid(alpha=0.3)
         axis.legend(loc="lower right")
-    figure.axes[0].set_ylabel("accuracy")  # of both: they share it
-    figure.tight_layout()
     figure.savefig(path)
 
 
