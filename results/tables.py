@@ -283,7 +283,8 @@ TABLES = {
     "ladder": ladder_table,
     "tried": tried_table,
     "schemes": schemes_table,
-    "svgg": functools.partial(trials_table, "svgg"),
+    "svgg_before": functools.partial(trials_table, "svgg/before"),
+    "svgg_now": functools.partial(trials_table, "svgg/now"),
     "wrn40": functools.partial(trials_table, "wrn40"),
     "own_trials": own_trials_table,
 }
