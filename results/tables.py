@@ -266,14 +266,14 @@ def own_trials_table():
                 len(rows) + 1,
                 f"[{variant['front']}]({run['name']})",
                 "1" if variant["scale"] == 1 else "1/8",
-                *(variant[name] for name in ("label_smoothing", "epochs")),
+                *(variant[name] for name in ("label_smoothing", "weight_decay", "epochs")),
                 f"{data['train_count']:,}",
                 f"{100 * history['accuracy'][-1]:.1f}",
                 f"{100 * history['val_accuracy'][-1]:.1f}",
                 "held-out" if variant["holdout"] else "test",
             ]
         )
-    titles = ("line", "first layer", "scale", "label smoothing", "epochs", "training images")
+    titles = ("line", "first layer", "scale", "label smoothing", "weight decay", "epochs", "training images")
     return markdown((*titles, TITLES[1], "score, %", "images for the score"), rows)
 
 
