@@ -3,12 +3,8 @@
     python augment.py                  draw augmented and whitened images (fetches CIFAR-10)
     python augment.py --data sample    the same with the small slice that comes with the code
 
-It prints the names of the figures that it draws:
-
-    One kind of transformation per row: figures/augmentations.png
-    20 augmentations by scheme 1: figures/augmented_scheme1.png
-    20 augmentations by scheme 2: figures/augmented_scheme2.png
-    Whitening, before and after: figures/whitening.png
+It draws, in the folder figures: one kind of transformation per row (augmentations.png), twenty
+augmentations of an image by schemes 1, 2 and 4 (augmented_scheme1.png, …), and whitened images (whitening.png).
 
 Random shifts, flips, rotations, shears and zooms make a larger training set out of a small one, and force the network
 to learn features that survive them. Without augmentation, the tutorial reports, the Wide ResNet memorises the training
@@ -21,10 +17,10 @@ The tutorial leaves both jobs to a Keras ImageDataGenerator. Its three steps, an
     generator.fit(x_train)                        standardiser(x_train, …) fit: mean, deviation, whitening matrix
     generator.flow(x_train, y_train)              training_batches(…)      flow: transformed batches, epoch after epoch
 
-Why not ImageDataGenerator itself? It is deprecated. It is slow: one image at a time in NumPy, a few hundred images per
-second with whitening, where a GPU trains on thousands. And since the generator standardises, model.predict(x_test) on
-plain images is wrong without a warning. Here augmentation belongs to the training data and standardisation to the
-model, as its first layers, so that `evaluate` and `predict` take raw pixels.
+Why not ImageDataGenerator itself? It is deprecated. It is slow: it changes one image at a time, in NumPy
+(results/README.md has the times). And since the generator standardises, model.predict(x_test) on plain images is wrong
+without a warning. Here augmentation belongs to the training data and standardisation to the model, as its first layers,
+so that `evaluate` and `predict` take raw pixels.
 
 tests/test_augment.py compares the pixels with ImageDataGenerator's: they are the same up to rounding. Two things are
 different on purpose, since dividing by almost nothing ruins new images: directions (fixed combinations of pixels) in
@@ -33,8 +29,8 @@ which the training images do not differ are left out of the whitening, and a cha
 Shapes: B images in a batch, N in all, H = W = 32 pixels, C = 3 channels, D = H·W·C = 3072 numbers per image.
 """
 
-# data.py comes first: it sets up Keras. (The next comment tells the tool that sorts imports to keep this order.)
-from data import CLASS_NAMES, Parser, check_data, check_images, errors_in_one_line, figure_path, load_cifar10
+# data.py comes first: it sets up Keras. (The next comment keeps this order.)
+from data import CLASS_NAMES, Parser, UserError, check_data, check_images, errors_in_one_line, figure_path, load_cifar10
 
 # isort: split
 import keras
@@ -47,8 +43,8 @@ from matplotlib.figure import Figure
 #
 # A scheme is a dict of keyword arguments of ImageDataGenerator; the eleven that are possible here:
 #
-#   width_shift_range, height_shift_range    the largest shift. A float below 1 is a fraction of the image's side, from
-#                                            1 on pixels; an int k means whole pixels from −(k−1) to k−1
+#   width_shift_range, height_shift_range    the largest shift: a float below 1 is a fraction of the image's side, a
+#                                            larger float is pixels. An int means whole pixels, and 5 at most 4 of them
 #   rotation_range, shear_range              the largest angle, in degrees
 #   zoom_range                               0.2: factors from 0.8 to 1.2, in width and height independently
 #   horizontal_flip                          True: half of the images, drawn at random, are mirrored
@@ -59,7 +55,6 @@ from matplotlib.figure import Figure
 #   zca_epsilon                              a small number that keeps whitening from dividing by zero, see zca_matrix
 #
 # Add a scheme of your own, with a number or a word as its key, and `python train.py wrn --scheme KEY` trains with it.
-# (scheme_settings, which looks a scheme up and checks it, stands at the end of the file.)
 
 SCHEMES = {
     # The tutorial's first choice: large shifts and flips. 0.25 is ±8 pixels; the paper it quotes shifts by ±4.
@@ -87,7 +82,7 @@ SCHEMES = {
         "horizontal_flip": True,
     },
     # Scheme 1 with each channel's mean and standard deviation in place of whitening: much less to compute. The tutorial
-    # found it about as good; our runs of ten epochs cannot tell the two apart.
+    # found it about as good.
     3: {
         "featurewise_center": True,
         "featurewise_std_normalization": True,
@@ -123,14 +118,14 @@ def affine_matrices(theta, tx, ty, shear, zx, zy, flip_horizontal, size):
     degrees, `tx` and `ty` shifts in pixels, `zx` and `zy` zoom factors (above 1: the image looks smaller),
     `flip_horizontal` true or false. `size` is the side of the square images in pixels.
     """
-    theta, tx, ty, shear, zx, zy, flip = (
-        tf.cast(value, tf.float64) for value in (theta, tx, ty, shear, zx, zy, flip_horizontal)
-    )
-    theta, shear = theta * np.pi / 180, shear * np.pi / 180
+    # In float64, so that rounding errors do not add up in the product of seven matrices.
+    values = (theta, tx, ty, shear, zx, zy, flip_horizontal)
+    theta, tx, ty, shear, zx, zy, flip = (tf.cast(value, tf.float64) for value in values)
+    theta, shear = theta * np.pi / 180, shear * np.pi / 180  # degrees -> radians
     zero, one = tf.zeros_like(theta), tf.ones_like(theta)
 
-    def matrix_of(*rows):  # two rows of three arrays (B,) -> (B, 3, 3)
-        return tf.stack([tf.stack(row, axis=-1) for row in (*rows, (zero, zero, one))], axis=1)
+    def matrix_of(first, second):  # two rows, each of three arrays (B,); the third row is always 0, 0, 1 -> (B, 3, 3)
+        return tf.stack([tf.stack(row, axis=-1) for row in (first, second, (zero, zero, one))], axis=1)
 
     centre = (size / 2 - 0.5) * one
     origin_to_centre = matrix_of((one, zero, centre), (zero, one, centre))
@@ -155,15 +150,8 @@ def warp(images, matrices, fill_mode):
     matrices:  (B, 3, 3) from affine_matrices.
     fill_mode: what lies beyond the edges: "reflect" (d c b a | a b c d | d c b a) or "nearest" (a a a a | a b c d).
     """
-    images = tf.cast(images, tf.float32)
-    return tf.raw_ops.ImageProjectiveTransformV3(
-        images=images,
-        transforms=tf.reshape(matrices, [-1, 9])[:, :8],  # the ninth number of such a matrix is always 1
-        output_shape=tf.shape(images)[1:3],
-        fill_value=0.0,
-        interpolation="BILINEAR",
-        fill_mode=fill_mode.upper(),
-    )
+    numbers = tf.reshape(matrices, [-1, 9])[:, :8]  # Keras takes eight; the ninth of such a matrix is always 1
+    return keras.ops.image.affine_transform(tf.cast(images, tf.float32), numbers, "bilinear", fill_mode)
 
 
 # ---------------------------------------------------------------- Define: random transformations of a batch
@@ -177,19 +165,16 @@ def draw_transforms(count, scheme, size, seed):
     on from call to call, so the same seed gives the same transformations.
     """
     settings = scheme_settings(scheme)
-    # A seed of its own for each draw. There are at most nine: one for each of the seven arguments, and one more for the
-    # sign of each shift by whole pixels.
-    seeds = iter(tf.unstack(tf.random.split(seed, 9), num=9))
+    # Each draw needs a seed of its own. split makes nine from one, (2,) -> (9, 2); unstack makes a list of them. One is
+    # for each of the seven arguments, and one more for the sign of each of the two shifts by whole pixels.
+    seeds = tf.unstack(tf.random.split(seed, 9), num=9)
 
-    def uniform(low, high):
-        return tf.random.stateless_uniform([count], next(seeds), low, high)
-
-    def sign():
-        return tf.where(uniform(0.0, 1.0) < 0.5, -1.0, 1.0)
+    def uniform(low, high):  # takes the first seed off the list
+        return tf.random.stateless_uniform([count], seeds.pop(0), low, high)
 
     def shift(limit):  # in pixels
-        if isinstance(limit, int):  # 0 … limit − 1 times ±1, so 0 is twice as likely as any other, as in Keras
-            return tf.floor(uniform(0.0, float(max(limit, 1)))) * sign()
+        if isinstance(limit, int):  # 0 … limit − 1, times ±1. So 0 is twice as likely as any other, as in Keras
+            return tf.floor(uniform(0.0, float(max(limit, 1)))) * tf.where(uniform(0.0, 1.0) < 0.5, -1.0, 1.0)
         limit = limit * size if limit < 1 else limit
         return uniform(-limit, limit)
 
@@ -210,7 +195,7 @@ def random_transform(images, scheme, seed):
     """Return `images` (B, H, W, C), H = W, each transformed at random as `scheme` says: float32, still 0…255.
 
     Every image gets a transformation of its own. `seed`: an int, or two whole numbers as int64 (2,).
-    Raises ValueError for an unknown scheme or images that are not square.
+    Raises data.UserError for an unknown scheme or images that are not square.
     """
     count, size = tf.shape(images)[0], side_of(images)
     seed = tf.constant([seed, 0], tf.int64) if isinstance(seed, int) else seed
@@ -225,15 +210,15 @@ def random_transform(images, scheme, seed):
 # ZCA (zero-phase component analysis) changes the images least: one still sees what is in them, and edges stand out. It
 # takes an image apart into the directions in which the training images vary (found by principal component analysis,
 # PCA), scales each to the variance 1, and puts them together again.
-# Its price is a matrix of 3072×3072 numbers, 38 MB. The WRN paper used it for some results; its authors later found
-# mean and standard deviation per channel to do better.
+# Its price is a matrix of 3072×3072 numbers, 38 MB. The WRN paper used it for some results. Later its authors wrote in
+# their repository that mean and standard deviation do better (results/README.md).
 
 
 def channel_statistics(images):
     """Return the mean and standard deviation of each channel of uint8 `images` (N, H, W, C): two float64 (C,).
 
-    A byte has 256 values; counting how often each occurs gives both without a float copy of the images, and without the
-    rounding of summing 50 million float32 numbers.
+    A byte has 256 values. bincount counts how often each occurs, and the counts give both numbers without a float copy
+    of the images, and without the rounding of summing 50 million float32 numbers.
     """
     values = np.arange(256.0)
     counts = [np.bincount(images[..., channel].ravel(), minlength=256) for channel in range(images.shape[-1])]
@@ -255,7 +240,7 @@ def zca_matrix(images, mean, epsilon):
     not quite the covariance: each pixel is centred by the mean of its channel, not by its own.) One thing is different:
     directions in which the images do not vary are left out. They exist if there are fewer images than numbers per
     image, or if pixels repeat each other exactly. Their computed variance is rounding error, and dividing by its root
-    would ruin every image that is not in `images`.
+    would ruin every image that is not in `images`. The limit is that of np.linalg.matrix_rank.
     """
     rows = images.reshape(len(images), -1)  # (N, H, W, C) -> (N, D)
     count, size = rows.shape
@@ -275,7 +260,7 @@ def standardiser(images, scheme):
     images: uint8 (N, H, W, C) of any size, the training images. The layers take raw pixels (B, H, W, C), 0…255, and
     return float32 of the same shape. They stand at the front of a model, hold nothing to train, need no code of ours
     when the model is loaded elsewhere, and stay float32 when the rest computes in float16.
-    Raises ValueError for an unknown scheme, and data.DataError, a kind of ValueError, for unusable images.
+    Raises data.UserError for an unknown scheme or unusable images.
     """
     images, settings = check_images(images, shape=None), scheme_settings(scheme)
     whitens = settings.get("zca_whitening")
@@ -286,8 +271,7 @@ def standardiser(images, scheme):
         mean = np.zeros_like(mean)
 
     # Normalization computes (x − mean) / sqrt(variance). It could hold one mean and variance per channel, but gets one
-    # for each of the H·W·C numbers (axes 1, 2 and 3): the results are the same, in a third of the time, since
-    # TensorFlow is slow at repeating vectors of length three.
+    # for each of the H·W·C numbers (axes 1, 2 and 3): the results are the same, and nothing has to be repeated.
     mean_image, variance_image = (np.broadcast_to(values, images.shape[1:]) for values in (mean, std**2))
     normalise = layers.Normalization((1, 2, 3), mean=mean_image, variance=variance_image, dtype="float32")
     stack = [keras.Input(images.shape[1:]), normalise]
@@ -311,14 +295,13 @@ def training_batches(images, labels, scheme, batch_size, seed, first_epoch=0):
     images: uint8 (N, H, W, C), H = W; labels: whole numbers 0…9, (N,) or (N, 1); scheme: a key of SCHEMES or a dict;
     seed: an int. Each element is (float32 (B, H, W, C) of 0…255, transformed; float32 one-hot (B, 10)). An epoch has
     every image once, in ceil(N / batch_size) batches; the last one is smaller if batch_size does not divide N, as in
-    the tutorial. Raises ValueError for an unknown scheme, and data.DataError, a kind of ValueError, for unusable images
-    or labels.
+    the tutorial. Raises data.UserError for an unknown scheme, and for unusable images or labels.
 
     The order of the images and their transformations in step s of epoch e depend on (seed, e, s) and on nothing that
     came before: training that resumes at `first_epoch` sees exactly what it would have seen uninterrupted.
     """
     images, labels = check_data(images, labels, shape=None)
-    scheme_settings(scheme)  # complain about the scheme and the size now, not when the first batch is drawn
+    scheme_settings(scheme)  # complain about the scheme and the size now, not when the first batch is made
     side_of(images)
     count, run_seed = len(images), tf.constant(seed, tf.int64)
     with tf.device("CPU:0"):  # keep the data set in main memory, once, as bytes
@@ -335,8 +318,11 @@ def training_batches(images, labels, scheme, batch_size, seed, first_epoch=0):
         batch = random_transform(tf.gather(images, indices), scheme, step_seed)
         return batch, tf.one_hot(tf.gather(labels, indices), len(CLASS_NAMES))
 
-    # The steps of all epochs form one stream, so the transformations of the next epoch start while the last steps of
-    # this one are trained. AUTOTUNE: transform on all processor cores, as many batches ahead as is worth it.
+    #   counter     0, 1, …                                               the epochs (here of 391 steps)
+    #   flat_map    (0, 0, indices), … (0, 390, indices), (1, 0, …), …    their steps, one epoch after the other
+    #   map         (images, labels), (images, labels), …                 a batch for each step, on all processor cores
+    # prefetch makes batches ahead, so that the next epoch begins while this one's last batches are trained. AUTOTUNE: as
+    # many at a time, and as many ahead, as is worth it.
     steps = tf.data.Dataset.counter(first_epoch).flat_map(steps_of)
     return steps.map(make_batch, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
@@ -385,51 +371,52 @@ def plot_augmentations(image, scheme, path):
     plot_rows([images[:7], images[7:14], images[14:]], path, [""] * 3, "original")
 
 
-def plot_whitening(images, whitener, path):
+def plot_whitening(images, whitener, fitted_on, path):
     """Write a figure of uint8 `images` (N, H, W, C), above, and what `whitener` makes of each, below, to `path`.
 
-    Whitened values have no limits, so those of each image are stretched to 0…1. Edges stand out. (With the sample they
-    stand in noise: its 1,350 images are fewer than the 3,072 numbers of one image, too few to know their variances.)
+    Whitened values have no limits, so those of each image are stretched to 0…1. Edges stand out. `fitted_on`: how many
+    images the whitener was fitted on. The figure says it if they are too few, as the sample's are, and leave noise.
     """
     whitened = np.asarray(whitener(images))
     low, high = (function(whitened, axis=(1, 2, 3), keepdims=True) for function in (np.min, np.max))
-    labels = ("original", "whitened (each image\nstretched to 0…1\nby itself)")
-    plot_rows([images, (whitened - low) / (high - low)], path, labels)
+    label, size = f"whitened (each image\nstretched to 0…1)\nfitted on {fitted_on:,} images", images[0].size
+    if fitted_on < size:
+        label += f"\nNoise: these are fewer\nthan the {size:,} numbers\nof one image"
+    plot_rows([images, (whitened - low) / (high - low)], path, ("original", label))
 
 
 # ---------------------------------------------------------------- Checks of what comes from outside
 
-RANGES = ("width_shift_range", "height_shift_range", "rotation_range", "shear_range", "zoom_range")
 SWITCHES = ("featurewise_center", "featurewise_std_normalization", "zca_whitening", "horizontal_flip")
-KEYWORDS = (*RANGES, *SWITCHES, "zca_epsilon", "fill_mode")
+NUMBERS = ("width_shift_range", "height_shift_range", "rotation_range", "shear_range", "zoom_range", "zca_epsilon")
+KEYWORDS = (*NUMBERS, *SWITCHES, "fill_mode")
 
 
 def scheme_settings(scheme):
     """Return the dict of keyword arguments for `scheme`: a key of SCHEMES, or such a dict itself.
 
-    Raises ValueError for an unknown scheme, an unknown keyword, and a value that has no meaning here.
+    Raises data.UserError, a kind of ValueError, for an unknown scheme or keyword, and a value without a meaning here.
     """
     if not isinstance(scheme, dict) and scheme not in list(SCHEMES):
-        raise ValueError(f"scheme {scheme!r} does not exist; there are {', '.join(map(str, SCHEMES))}")
+        raise UserError(f"scheme {scheme!r} does not exist; there are {', '.join(map(str, SCHEMES))}")
     settings = scheme if isinstance(scheme, dict) else SCHEMES[scheme]
-    if unknown := [name for name in settings if name not in KEYWORDS]:
-        raise ValueError(f"a scheme cannot have {', '.join(unknown)}; it may have {', '.join(KEYWORDS)}")
-    for name in (*RANGES, "zca_epsilon"):
-        if not isinstance(settings.get(name, 0), int | float) or isinstance(settings.get(name), bool):
-            raise ValueError(f"{name} must be a single number, not {settings[name]!r}")
-    for name in SWITCHES:
-        if not isinstance(settings.get(name, False), bool):
-            raise ValueError(f"{name} must be True or False, not {settings[name]!r}")
-    if settings.get("fill_mode", "nearest") not in ("reflect", "nearest"):
-        raise ValueError(f"fill_mode must be 'reflect' or 'nearest', not {settings['fill_mode']!r}")
+    for name, value in settings.items():
+        if name not in KEYWORDS:
+            raise UserError(f"a scheme cannot have {name}; it may have {', '.join(KEYWORDS)}")
+        if name == "fill_mode" and value not in ("reflect", "nearest"):
+            raise UserError(f"fill_mode must be 'reflect' or 'nearest', not {value!r}")
+        if name in SWITCHES and not isinstance(value, bool):
+            raise UserError(f"{name} must be True or False, not {value!r}")
+        if name in NUMBERS and (not isinstance(value, int | float) or isinstance(value, bool)):
+            raise UserError(f"{name} must be a single number, not {value!r}")
     return settings
 
 
 def side_of(images):
-    """Return the side in pixels of square images (N, H, W, C). Raises ValueError for others."""
+    """Return the side in pixels of square images (N, H, W, C). Raises data.UserError for others."""
     height, width = images.shape[1:3]
     if height != width:
-        raise ValueError(f"the transformations are for square images, not {height}×{width}")
+        raise UserError(f"the transformations are for square images, not {height} by {width} pixels")
     return height
 
 
@@ -445,13 +432,12 @@ def main(arguments=None):
         image = x_train[:2][-1]  # the second, if there are two
         plot_one_by_one(image, path)
         print(f"One kind of transformation per row: {path}")
-        for scheme in (1, 2):
+        for scheme in (1, 2, 4):
             path = path.with_name(f"augmented_scheme{scheme}.png")
             plot_augmentations(image, scheme, path)
             print(f"20 augmentations by scheme {scheme}: {path}")
         path = path.with_name("whitening.png")
-        print("Computing the whitening matrix", flush=True)
-        plot_whitening(x_train[:8], standardiser(x_train, 1), path)
+        plot_whitening(x_train[:8], standardiser(x_train, 1), len(x_train), path)
         print(f"Whitening, before and after: {path}")
 
 

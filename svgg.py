@@ -1,8 +1,8 @@
 """Step 3 of 5: a simplified VGG network, with Keras's Sequential API.
 
-    python svgg.py          print the network, layer by layer, and draw its graph (figures/svgg.png)
+    python svgg.py          print the network, layer by layer
 
-The summary ends with
+If pydot and graphviz are installed, it also draws the graph (figures/svgg.png). The summary ends with
 
     Total params: 5,354,570 (20.43 MB)
     Trainable params: 5,352,778 (20.42 MB)
@@ -13,26 +13,24 @@ channel. A non-linearity such as ReLU follows it.
 
 VGG's idea (Simonyan and Zisserman, https://arxiv.org/abs/1409.1556): filters no larger than 3×3 suffice if the network
 is deep enough. Two stacked 3×3 filters see 5×5 pixels, with fewer weights than one 5×5 filter and one more
-non-linearity. Two rules say how many filters. Layers whose outputs have the same height and width have
-equally many. Where these are halved, the number of filters is doubled, so that each layer costs about the same (VGG
-stops at 512).
+non-linearity. Two rules say how many filters. Layers whose outputs have the same height and width have equally many.
+Where these are halved, the number of filters is doubled, so that each layer costs about the same (VGG stops at 512).
 
 Why it mattered: in 2014, when other networks had larger filters or intricate modules, VGG came second in classifying
 ImageNet with nothing but plain layers, and more of them. The rule of thumb that is left: no filters larger than 3×3,
-and 1×1 where a convolution only has to change the number of channels (a "bottleneck" reduces it for a while, to save
-arithmetic).
+and 1×1 where a convolution only has to change the number of channels.
 
 Different from the paper: three blocks in place of five, one hidden dense layer of 1,024 in place of two of 4,096, and
-batch normalisation, which did not exist yet. (The tutorial says that it has one block less than the paper's
-configuration B; three are two less than five. It also says that VGG ends with global average pooling,
-one average for each feature map; but VGG, like this network, flattens its last feature maps for dense layers.)
+batch normalisation, which did not exist yet. Two remarks of the tutorial are mistaken. This network has not one block
+less than the paper's configuration B, but two. And VGG does not end with global average pooling, one average for each
+feature map: it flattens its last feature maps, like this network.
 
 Step 5 shows what the layers see in an image, which can explain a mistake (train.view_feature_maps).
 
 Shapes: B images in a batch; height × width × channels.
 """
 
-from data import CLASS_NAMES, IMAGE_SHAPE, Parser, draw_network, errors_in_one_line  # first: it sets up Keras
+from data import CLASS_NAMES, IMAGE_SHAPE, Parser, UserError, draw_network, errors_in_one_line  # first: sets up Keras
 
 # isort: split
 import keras
@@ -45,8 +43,7 @@ def conv_layer(filters):
     ReLU replaces negative values by 0. Padding "same" keeps height and width. Batch normalisation shifts and scales
     each channel to mean 0 and variance 1, which makes deep networks easier to train. While training it takes mean and
     variance from the batch, and in evaluation running averages of them. Then each channel gets a learned scale and
-    shift. Normalising after the ReLU is the tutorial's order; the Wide ResNet of the next step has it the other way
-    round.
+    shift. Normalising after the ReLU is the tutorial's order; the Wide ResNet of the next step normalises before it.
     """
     return [layers.Conv2D(filters, 3, padding="same", activation="relu"), layers.BatchNormalization()]
 
@@ -61,13 +58,13 @@ def build_svgg(drop_rate=0.5):
     """Return the simplified VGG as an untrained keras.Sequential: (B, 32, 32, 3) -> (B, 10) class probabilities.
 
     It takes standardised images (see augment.standardiser). 5,354,570 parameters, 5,352,778 of them trained; the others
-    are the running means and variances of batch normalisation. Raises ValueError unless 0 <= drop_rate < 1.
+    are the running means and variances of batch normalisation. Raises UserError unless 0 <= drop_rate < 1.
 
     A chain of layers is a list, so the Sequential API is enough. The tutorial creates an empty Sequential() and then
     adds one layer after the other with model.add(layer); a list gives the same network.
     """
     if not 0 <= drop_rate < 1:  # Keras would accept 1, which drops everything
-        raise ValueError(f"the drop rate must be at least 0 and below 1, not {drop_rate}")
+        raise UserError(f"the drop rate must be at least 0 and below 1, not {drop_rate}")
     return keras.Sequential(
         [
             keras.Input(IMAGE_SHAPE),  # (B, 32, 32, 3)
@@ -79,8 +76,7 @@ def build_svgg(drop_rate=0.5):
             layers.Dense(1024, activation="relu"),
             # While training, dropout sets each input to zero with the probability drop_rate, drawn anew each time, and
             # scales up the others, so that the sum stays about the same. So the next layer cannot rely on any single
-            # input. In `evaluate` and `predict` dropout does nothing. It follows the layer that overfits most, the
-            # largest.
+            # input. In `evaluate` and `predict` dropout does nothing.
             layers.Dropout(drop_rate),
             # Softmax: ten positive numbers that sum to 1. In float32 even if the layers before compute in float16: that
             # has too few digits for small probabilities and their logarithms.

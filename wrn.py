@@ -1,7 +1,9 @@
 """Step 4 of 5: a Wide Residual Network (Wide ResNet), with Keras's functional API.
 
-    python wrn.py                                       print WRN-40-2 and draw its graph (figures/wrn-40-2.png)
+    python wrn.py                                       print WRN-40-2, layer by layer
     python wrn.py --num-convs 16 --full-resolution      another size; its first group keeps 32×32 pixels
+
+If pydot and graphviz are installed, it also draws the network's graph (figures/wrn-40-2.png).
 
 The summary ends with
 
@@ -35,9 +37,10 @@ number of filters.
     output     average of each map, Dense 128, Dense 10    10           10
 
 WRN-n-K counts n convolutions: three groups × N miniblocks × 2, and four more, which are the first one and the 1×1
-shortcut of each group. So n = 6N + 4. WRN-40-2 has N = 6 and less than half of the SVGG's parameters; the tutorial
-finds it three points more accurate. No filter is larger than 3×3. (Deeper ResNets save arithmetic with a bottleneck: a
-1×1 convolution before the 3×3 one reduces the number of channels, and one after it restores it. Here width is wanted.)
+shortcut of each group. So n = 6N + 4. WRN-40-2 has N = 6 and less than half of the parameters of the simplified VGG;
+the tutorial finds it three points more accurate. No filter is larger than 3×3. (Deeper ResNets save arithmetic with a
+bottleneck: a 1×1 convolution before the 3×3 one reduces the number of channels, and one after it restores it. Here
+width is wanted.)
 
 Like the tutorial and unlike the paper: the first group already halves the image (`full_resolution` keeps 32×32, as the
 paper does: finer detail for four times the arithmetic); convolutions have biases, although batch normalisation makes
@@ -47,10 +50,7 @@ paper's WRN-40-2 has 2,248,954 parameters, as Keras counts (with the running ave
 Shapes: B images in a batch; height × width × channels. N miniblocks per group; K the widening factor.
 """
 
-import argparse
-import numbers
-
-from data import CLASS_NAMES, IMAGE_SHAPE, Parser, draw_network, errors_in_one_line  # first: it sets up Keras
+from data import CLASS_NAMES, IMAGE_SHAPE, Parser, UserError, draw_network, errors_in_one_line  # first: sets up Keras
 
 # isort: split
 import keras
@@ -83,11 +83,7 @@ def first_miniblock(block_input, filters, downsampling, drop_rate):
     """
     main_path = conv(block_input, filters, strides=downsampling)
     main_path = bn_relu(main_path)
-    # Dropout regularises: it makes memorising hard. Batch normalisation is there to ease optimisation, but its noisy
-    # means and variances regularise a little too. So whether dropout still helps depends on the other settings. The
-    # paper drops single values and gains a little in 200 epochs. Here whole maps go, since the neighbours of a dropped
-    # value would tell what it was. In ten epochs a rate of 0.3 lowered the accuracy of WRN-16-2 by 5.6 points
-    # (results/README.md).
+    # Spatial dropout drops whole maps, since the neighbours of a dropped value would tell what it was (see build_wrn).
     main_path = layers.SpatialDropout2D(drop_rate)(main_path)
     main_path = conv(main_path, filters)
     # The two sides of the sum must have the same shape: a 1×1 convolution on the shortcut makes them fit.
@@ -124,7 +120,7 @@ def resnet_output_block(features):
     """Return the class probabilities: (B, H, H, channels) -> (B, 10). The feature maps must be square."""
     _, height, width, _ = features.shape
     if height != width:
-        raise ValueError(f"the last feature map must be square, got {height}×{width}; use square images")
+        raise UserError(f"the last feature map must be square, not {height} by {width}; use square images")
     x = layers.AveragePooling2D(height)(features)  # each map's average: (B, H, H, channels) -> (B, 1, 1, channels)
     x = layers.Flatten()(x)  # -> (B, channels)
     x = layers.Dense(128, activation="relu")(x)
@@ -136,18 +132,24 @@ def build_wrn(num_convs=40, k_factor=2, drop_rate=0.0, full_resolution=False):
 
     It takes standardised images (see augment.standardiser).
     num_convs: n = 6N + 4 with N from 1: 10, 16, 22, 28, 34, 40, …; k_factor: K from 1; drop_rate: 0 <= rate < 1;
-    full_resolution: the first group keeps 32×32 pixels, so that those of all groups are twice as high and wide.
-    Raises ValueError for any other value; for an impossible n the message names the nearest possible ones.
+    full_resolution: the first group keeps 32×32 pixels, so that the maps of all groups are twice as high and wide.
+    Raises data.UserError, a kind of ValueError, for any other value.
+
+    Dropout regularises: it makes memorising hard. Batch normalisation is there to ease optimisation, but its noisy
+    means and variances regularise a little too. So whether dropout still helps depends on the other settings. The paper
+    drops single values and gains a little in 200 epochs. In our ten epochs a rate of 0.3 lowered the accuracy of
+    WRN-16-2 by 5.6 points (results/README.md).
     """
-    num_miniblocks = miniblocks_per_group(num_convs)
-    if not is_whole(k_factor) or k_factor < 1:
-        raise ValueError(f"the widening factor K must be a whole number from 1, not {k_factor!r}")
+    num_miniblocks = (num_convs - 4) // 6
+    if num_miniblocks < 1 or num_convs != 6 * num_miniblocks + 4:
+        raise UserError(f"a WRN has 6N + 4 convolutions (10, 16, 22, 28, 34, 40, ...), not {num_convs}")
+    if k_factor < 1:
+        raise UserError(f"the widening factor K must be a whole number from 1, not {k_factor}")
     if not 0 <= drop_rate < 1:
-        raise ValueError(f"the drop rate must be at least 0 and below 1, not {drop_rate}")
+        raise UserError(f"the drop rate must be at least 0 and below 1, not {drop_rate}")
 
     # From group to group: halve the size, double the filters. The shapes in the comments are those with the image
     # halved in all groups.
-    k_factor = int(k_factor)  # 64 times a NumPy integer of 8 bits would overflow
     images = keras.Input(IMAGE_SHAPE)  # (B, 32, 32, 3)
     x = resnet_input_block(images)  # -> (B, 32, 32, 16)
     x = resnet_block(x, 16 * k_factor, num_miniblocks, 1 if full_resolution else 2, drop_rate)  # -> (B, 16, 16, 16·K)
@@ -157,46 +159,16 @@ def build_wrn(num_convs=40, k_factor=2, drop_rate=0.0, full_resolution=False):
     return keras.Model(images, resnet_output_block(x), name=name)  # -> (B, 10)
 
 
-def is_whole(number):
-    """Tell whether `number` is a whole number, Python's or NumPy's. (In Python True is one too, but not here.)"""
-    return isinstance(number, numbers.Integral) and not isinstance(number, bool)
-
-
-def miniblocks_per_group(num_convs):
-    """Return N of n = 6N + 4 convolutions. Raises ValueError, which names the nearest possible n, if there is none."""
-    accepted = "a WRN has 6N + 4 convolutions (10, 16, 22, …)"
-    if not is_whole(num_convs):
-        raise ValueError(f"{accepted}, a whole number, not {num_convs!r}")
-    number, rest = divmod(int(num_convs) - 4, 6)
-    if rest or number < 1:
-        lower = 6 * number + 4
-        nearest = f"{lower} or {lower + 6}" if lower >= 10 else "10"
-        raise ValueError(f"{accepted}, not {num_convs}; the nearest: {nearest}")
-    return number
-
-
-def depth(word):
-    """Return n, given as a word at the command line; for argparse's `type`. The error names the nearest possible n."""
-    num_convs = int(word)
-    try:
-        miniblocks_per_group(num_convs)
-    except ValueError as error:
-        raise argparse.ArgumentTypeError(str(error)) from None
-    return num_convs
-
-
 def main(arguments=None):
     """Print a Wide ResNet and draw its graph: the command line of this step."""
     parser = Parser(description="Step 4: a Wide ResNet, its layers and its graph.")
-    parser.add_argument("--num-convs", type=depth, default=40, metavar="n", help="convolutions, 6N + 4 (default: 40)")
+    parser.add_argument("--num-convs", type=int, default=40, metavar="n", help="convolutions, 6N + 4 (default: 40)")
     parser.add_argument("--k-factor", type=int, default=2, metavar="K", help="widening factor (default: 2)")
-    parser.add_argument("--full-resolution", action="store_true", help="the first group keeps 32×32 pixels")
+    parser.add_argument("--full-resolution", action="store_true", help="the first group keeps 32 by 32 pixels")
     options = parser.parse_args(arguments)
-    if options.k_factor < 1:
-        parser.error(f"argument --k-factor: must be a whole number from 1, not {options.k_factor}")
-    network = build_wrn(options.num_convs, options.k_factor, full_resolution=options.full_resolution)
-    network.summary()
     with errors_in_one_line():
+        network = build_wrn(options.num_convs, options.k_factor, full_resolution=options.full_resolution)
+        network.summary()
         draw_network(network)
 
 

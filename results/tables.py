@@ -3,300 +3,156 @@
     python results/tables.py            put the tables into both files, and draw results/networks.png
     python results/tables.py --check    only say whether both files have them as they should be (exit status 1 if not)
 
-A table stands between two marks, <!-- NAME:begin --> and <!-- NAME:end -->, and NAME is a key of TABLES. "results" is
-for README.md; its links start there. All others are for results/README.md, which also says what the groups of runs are.
-
-The tables under "Speed" in results/README.md are copied from benchmark.txt by hand.
+A table stands between two marks, <!-- NAME:begin --> and <!-- NAME:end -->. Each trial is a line of trials.csv. Each
+full run is a folder with config.json, history.csv and metrics.json. (The table of speed is made by hand.)
 """
 
 import csv
-import functools
 import json
-import re
 import sys
+from decimal import Decimal
 from pathlib import Path
 
-RESULTS = Path(__file__).parent
-READMES = (RESULTS.parent / "README.md", RESULTS / "README.md")
-
-sys.path.insert(0, str(RESULTS.parent))
-import train
-
-# isort: split
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 
+RESULTS = Path(__file__).parent
+ROOT = RESULTS.parent
 TUTORIAL = {"WRN-40-2": 0.893, "simplified VGG": 0.864}  # test accuracies that it reports after 400 epochs
-LABELS = {  # how the ladder says what was changed
-    "scheme": "augmentation scheme",
-    "schedule": "learning rate over time",
-    "warmup": "warm-up, share of all updates",
-    "weight_decay": "weight decay",
-    "drop_rate": "dropout",
-    "label_smoothing": "label smoothing",
-    "batch_size": "batch size",
-    "learning_rate": "learning rate",
-    "full_resolution": "first group at 32×32 pixels",
-    "dtype_policy": "computed in",
+COLORS = {"tutorial": "C0", "modern": "C1"}
+
+# The recipes as train.py had them when these runs were made; "settings" in trials.csv are the differences from them.
+NAMES = "scheme drop_rate optimizer learning_rate schedule warmup weight_decay label_smoothing epochs batch_size"
+RECIPES = {
+    ("tutorial", "svgg"): (1, 0.5, "rmsprop", 0.001, "constant", 0.0, 0.0, 0.0, 400, 128),
+    ("tutorial", "wrn"): (1, 0.3, "sgd", 0.1, "inverse_time", 0.0, 0.0, 0.0, 400, 128),
+    ("modern", "svgg"): (4, 0.0, "sgd", 0.1, "cosine", 0.25, 0.01, 0.1, 20, 128),
+    ("modern", "wrn"): (4, 0.0, "sgd", 0.1, "cosine", 0.25, 0.01, 0.1, 20, 128),
 }
 
 # ---------------------------------------------------------------- Reading the runs
 
 
 def read_run(folder):
-    """Return the run in `folder` as a dict: name, config, metrics, history (a column name -> a list of numbers).
-
-    A trial of a network of one's own has no metrics.json: its score is the last of its history.
-    """
-    metrics = folder / "metrics.json"
-    with open(folder / "history.csv", newline="", encoding="utf-8") as file:
-        rows = list(csv.DictReader(file))
+    """Return the run in `folder` as a dict. What its config.json lacks was not a setting yet, or is the recipe's."""
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    rows = list(csv.DictReader((folder / "history.csv").read_text(encoding="utf-8").splitlines()))
+    recipe, wrn = config.get("recipe", "modern"), f"WRN-{config.get('num_convs')}-{config.get('k_factor')}"
+    name = {"svgg": "simplified VGG", "own": "own network"}.get(config["network"], wrn)
+    defaults = dict(zip(NAMES.split(), RECIPES[recipe, "svgg" if name == "simplified VGG" else "wrn"], strict=True))
+    images, most = config["data"].get("train_count", 50_000), defaults.pop("epochs")  # older runs had all images
+    changes = {key: config[key] for key in defaults if config.get(key, defaults[key]) != defaults[key]}
     return {
-        "name": folder.relative_to(RESULTS).as_posix(),
-        "config": json.loads((folder / "config.json").read_text(encoding="utf-8")),
-        "metrics": json.loads(metrics.read_text(encoding="utf-8")) if metrics.exists() else {},
-        "history": {name: [float(row[name]) for row in rows] for name in rows[0]},
+        "folder": folder,
+        "network": name + (", full resolution" if config.get("full_resolution") else ""),
+        "recipe": recipe,
+        "changes": changes,
+        "as the recipe": images == 50_000 and config["epochs"] <= most and not changes,
+        "epochs": f"{config['epochs']} epochs" + (f" on {images:,} images" if images < 50_000 else ""),
+        "seed": config["seed"],
+        "format": config.get("dtype_policy", "float32"),
+        "metrics": json.loads((folder / "metrics.json").read_text(encoding="utf-8")),
+        "history": {key: [float(row[key]) for row in rows] for key in rows[0]},
     }
 
 
-def runs(group):
-    """Return the runs below results/`group` in the order of their names, 10_… after 9_…."""
-
-    def order(path):  # texts and numbers in turn
-        return [int(part) if part.isdigit() else part for part in re.split(r"(\d+)", path.parent.as_posix())]
-
-    return [read_run(path.parent) for path in sorted(RESULTS.glob(f"{group}/**/history.csv"), key=order)]
+def full_runs():
+    """Return the runs of networks/: the tutorial's two networks, the one at full resolution, and our own."""
+    runs = [read_run(path.parent) for path in sorted(RESULTS.glob("networks/*/config.json"))]
+    return sorted(runs, key=lambda run: (run["network"] == "own network", "full resolution" in run["network"]))
 
 
-def network_runs():
-    """Return the runs of networks/: the tutorial's, those at full resolution, and last a network of one's own."""
-
-    def order(run):
-        return run["config"]["network"] == "own", bool(run["config"].get("full_resolution"))
-
-    return sorted(runs("networks"), key=order)
-
-
-def settings(run):
-    """Return what the flags of the command line set, without the seed."""
-    # Older runs lack settings that came later; they had today's default.
-    defaults, left_out = train.make_settings({"network": run["config"]["network"]}), ("seed", "recipe", "source")
-    return {name: run["config"].get(name, value) for name, value in defaults.items() if name not in left_out}
-
-
-def command(config, leave_out=()):
-    """Return the command line that makes a run with the settings in `config`: the flags that are not defaults."""
-    network, recipe = config["network"], config["recipe"]
-    words = ["python train.py", network] + ([f"--recipe {recipe}"] if recipe != "tutorial" else [])
-    for name, default in train.make_settings({"network": network, "recipe": recipe}).items():
-        if name not in ("network", "recipe", "source", *leave_out) and config.get(name, default) != default:
-            words.append(train.flag(name) if config[name] is True else f"{train.flag(name)} {config[name]}")
-    if config["data"]["sample"]:
-        words.append("--data sample")
-    return " ".join(words)
+def read_trials():
+    """Return {number of the trial: its line of trials.csv}, all as texts."""
+    lines = (RESULTS / "trials.csv").read_text(encoding="utf-8").splitlines()
+    return {line["trial"]: line for line in csv.DictReader(lines)}
 
 
 # ---------------------------------------------------------------- The tables
 
 
 def markdown(titles, rows):
-    lines = [titles, ["---"] * len(titles), *rows]
-    return "\n".join("| " + " | ".join(str(cell) for cell in line) + " |" for line in lines)
+    return "\n".join(f"| {line} |" for line in (titles, " | ".join(["---"] * len(titles.split(" | "))), *rows))
 
 
-def percent(share):
-    return f"{100 * share:.1f} %"
+def percent(share, digits=1):
+    return f"{100 * Decimal(share):.{digits}f}"
 
 
-def network_name(config):
-    seed = f", seed {config['seed']}" if config["seed"] else ""
-    if config["network"] in ("svgg", "own"):
-        return {"svgg": "simplified VGG", "own": "a network of one's own"}[config["network"]] + seed
-    resolution = ", full resolution" if config.get("full_resolution") else ""
-    return f"WRN-{config['num_convs']}-{config['k_factor']}{resolution}{seed}"
+def gain(trial, trials):
+    """Return how many points a trial has more or less than the one that it is compared with: +2.1, −0.3 or 0.0."""
+    if not trial["against"]:
+        return ""
+    points = 100 * (Decimal(trial["score"]) - Decimal(trials[trial["against"]]["score"]))  # exact
+    return f"{points:+.1f}".replace("-", "−") if points else "0.0"
 
 
 def results_table():
-    """All networks and recipes, and two on the sample: the scores on the test set. For README.md."""
+    """For README.md: the first run of each network and recipe on all images, with seed 0, and the quick start."""
+    chosen, rows = {}, []
+    for run in full_runs():
+        if run["as the recipe"] and run["seed"] == 0:
+            chosen.setdefault((run["network"], run["recipe"]), run)
+    for run in (*chosen.values(), read_run(RESULTS / "quickstart")):
+        link = f"[{run['network']}]({run['folder'].relative_to(ROOT).as_posix()})"
+        accuracy = percent(run["metrics"]["test_accuracy_end_of_training"])
+        tutorial = f"{percent(TUTORIAL[run['network']])} % after 400" if run["network"] in TUTORIAL else ""
+        recipe = f"{run['metrics']['parameters']:,} | {run['recipe']}, {run['epochs']}"
+        rows.append(f"{link} | {recipe} | **{accuracy} %** | {tutorial}")
+    return markdown("network | parameters | recipe and epochs | test accuracy | the tutorial", rows)
+
+
+def full_table():
+    """All full runs with all seeds, and the two on the sample."""
     rows = []
-    for run in (*network_runs(), *runs("quickstart"), *runs("own")):
-        config, metrics, name = run["config"], run["metrics"], network_name(run["config"])
-        own, tutorial = config["network"] == "own", TUTORIAL.get(network_name(config | {"seed": 0}))
-        rows.append(
-            [
-                f"[{name}](results/{run['name']})",
-                f"{metrics['parameters']:,}",
-                "modern" if own else config["recipe"],
-                f"{config['epochs']} on 1,500 images" if config["data"]["sample"] else config["epochs"],
-                f"**{percent(metrics[metrics['result']])}**",
-                f"{percent(tutorial)} after 400" if tutorial else "",
-                f"{config['epochs'] * metrics['seconds_per_epoch'] / 60:.0f}",
-                "[below](#train-a-network-of-your-own)" if own else f"`{command(config)}`",
-            ]
-        )
-    titles = ("network", "parameters", "recipe", "epochs", "test accuracy", "the tutorial", "minutes", "command")
-    return markdown(titles, rows)
-
-
-def cost_table():
-    """What an epoch of each network costs."""
-    rows = []
-    for run in network_runs():
-        metrics = run["metrics"]
-        cpu_seconds = metrics.get("cpu_seconds_per_image")  # newer runs do not measure it
-        rows.append(
-            [
-                f"{network_name(run['config'])}, {run['config'].get('recipe', 'modern')}",
-                run["config"].get("dtype_policy", "float32"),  # older runs had nothing else
-                f"{metrics['seconds_per_epoch']:.0f}",
-                f"{metrics['images_per_second']:.0f}",
-                f"{1000 * cpu_seconds:.1f}" if cpu_seconds else "–",
-            ]
-        )
-    return markdown(("run", "computed in", "seconds per epoch", "images/s", "CPU ms per image"), rows)
-
-
-def held_out(rung):
-    """Return the end-of-training accuracies on the held-out images of the runs of one rung, in per cent."""
-    return [100 * run["metrics"]["validation_accuracy_end_of_training"] for run in rung]
-
-
-def mean(values):
-    return sum(values) / len(values)
-
-
-def show_scores(rung):
-    scores = held_out(rung)
-    spread = "" if len(scores) == 1 else f" ({min(scores):.1f}–{max(scores):.1f}, {len(scores)} seeds)"
-    return f"{mean(scores):.1f}{spread}"
-
-
-def rungs(group):
-    """Return the runs of a group as lists: runs that differ in nothing but the seed are together."""
-    together = {}
-    for run in runs(group):
-        together.setdefault(json.dumps(settings(run)), []).append(run)
-    return list(together.values())
-
-
-def changes(before, after):
-    """Return in words how the settings of one run differ from those of another."""
-    old, new = settings(before), settings(after)
-    changed = [name for name in new if new[name] != old[name]]
-    # Of a switch the label says enough.
-    return ", ".join(
-        LABELS[name] if new[name] is True else f"{LABELS[name]}: {old[name]} → {new[name]}" for name in changed
-    )
-
-
-def comparison_rows(start, others, cumulative):
-    """Return a row for each of `others`: the change from `start`, or, if cumulative, from the one before."""
-    rows = []
-    for rung in others:
-        gain = mean(held_out(rung)) - mean(held_out(start))
-        trained = mean([100 * run["history"]["accuracy"][-1] for run in rung])
-        link = f"[{changes(start[0], rung[0])}]({rung[0]['name']})"
-        rows.append([link, f"{trained:.1f}", show_scores(rung), f"{gain:+.1f}", short_command(rung)])
-        start = rung if cumulative else start
-    return rows
-
-
-TITLES = ("change", "while training, %", "held-out images, %", "gain", "command")
-
-
-def short_command(rung):
-    """Return the command without the options that all runs of a table share; they are named above the table."""
-    return f"`{command(rung[0]['config'], leave_out=('num_convs', 'epochs', 'holdout', 'no_test'))}`"
-
-
-def first_row(title, rung):
-    trained = mean([100 * run["history"]["accuracy"][-1] for run in rung])
-    link = f"[{title}]({rung[0]['name']})"
-    return [link, f"{trained:.1f}", show_scores(rung), "", short_command(rung)]
+    for run in (*full_runs(), read_run(RESULTS / "quickstart"), read_run(RESULTS / "own")):
+        metrics, trained = run["metrics"], percent(run["history"]["accuracy"][-1])
+        link = f"[{run['network']}]({run['folder'].relative_to(RESULTS).as_posix()})"
+        recipe = ", ".join([run["recipe"], *(f"`{key}={value}`" for key, value in run["changes"].items())])
+        score, best = (percent(metrics[f"test_accuracy_{name}"], 2) for name in ("end_of_training", "best_weights"))
+        row = f"{link} | {recipe} | {run['epochs']} | {run['seed']} | {run['format']} | {trained} | {score} | {best}"
+        rows.append(f"{row} | {metrics['seconds_per_epoch']:.0f}")
+    titles = "network | recipe | trained for | seed | number format | while training, % | test images, %"
+    return markdown(f"{titles} | best weights, % | seconds per epoch", rows)
 
 
 def ladder_table():
     """From the tutorial's recipe to the modern one, one change at a time."""
-    first, *others = rungs("ladder")
-    rows = [first_row("the tutorial's recipe", first), *comparison_rows(first, others, True)]
-    return markdown(("rung", *TITLES), [[i + 1, *row] for i, row in enumerate(rows)])
+    trials, rows = read_trials(), []
+    for trial in (trial for trial in trials.values() if trial["group"] == "ladder"):
+        settings = f"recipe={trial['recipe']} {trial['settings']} dtype_policy={trial['number_format']}".split()
+        pairs = (word.split("=") for word in settings if word != "dtype_policy=float32")
+        flags = " ".join(f"--{key.replace('_', '-')} {value}".removesuffix(" True") for key, value in pairs)
+        scores = f"{percent(trial['training_accuracy'])} | {percent(trial['score'])} | {gain(trial, trials)}"
+        rows.append(f"{trial['trial']} | {trial['change']} | {scores} | `{flags}`")
+    return markdown("trial | change | while training, % | held-out images, % | gain | flags", rows)
 
 
-def tried_table():
-    """Changes that were tried and not taken, each beside the rung of the ladder that it was tried on."""
-
-    def distance(rung, other):
-        return sum(settings(rung[0])[name] != value for name, value in settings(other[0]).items())
-
-    ladder, rows = rungs("ladder"), []
-    for rung in rungs("tried"):
-        base = min(reversed(ladder), key=lambda other: distance(other, rung))
-        row = first_row(f"rung {ladder.index(base) + 1} of the ladder", base)
-        rows += [row] * (row not in rows) + comparison_rows(base, [rung], False)
-    return markdown(TITLES, rows)
-
-
-def schemes_table():
-    """The tutorial's recipe with each of the schemes."""
-    first, *others = rungs("ladder")
-    only_the_scheme = [
-        rung
-        for rung in (*others, *rungs("schemes"))
-        if settings(rung[0]) | {"scheme": 1} == settings(first[0]) | {"scheme": 1}
-    ]
-    chosen = sorted([first, *only_the_scheme], key=lambda rung: rung[0]["config"]["scheme"])
-    rows = [first_row(f"scheme {rung[0]['config']['scheme']}", rung) for rung in chosen]
-    titles, keep = (("scheme", *TITLES[1:]), (0, 1, 2, 4))
-    return markdown([titles[i] for i in keep], [[row[i] for i in keep] for row in rows])
-
-
-def trials_table(group):
-    """What was tried with one of the two networks: each run of the group beside the first."""
-    first, *others = rungs(group)
-    title = ", ".join(f"{LABELS[name]} {settings(first[0])[name]}" for name in ("learning_rate", "weight_decay"))
-    return markdown(TITLES, [first_row(title, first), *comparison_rows(first, others, False)])
-
-
-def own_trials_table():
-    """What was tried with the network of one's own."""
-    rows = []
-    for run in runs("own_trials"):
-        variant, history, data = run["config"]["variant"], run["history"], run["config"]["data"]
-        rows.append(
-            [
-                len(rows) + 1,
-                f"[{variant['front']}]({run['name']})",
-                "1" if variant["scale"] == 1 else "1/8",
-                *(variant[name] for name in ("label_smoothing", "weight_decay", "epochs")),
-                f"{data['train_count']:,}",
-                f"{100 * history['accuracy'][-1]:.1f}",
-                f"{100 * history['val_accuracy'][-1]:.1f}",
-                "held-out" if variant["holdout"] else "test",
-            ]
-        )
-    titles = ("line", "first layer", "scale", "label smoothing", "weight decay", "epochs", "training images")
-    return markdown((*titles, TITLES[1], "score, %", "images for the score"), rows)
+def trials_table():
+    """All other trials, and what each is compared with."""
+    trials, rows = read_trials(), []
+    for trial in (trial for trial in trials.values() if trial["group"] != "ladder"):
+        change = trial["change"] + (f", seed {trial['seed']}" if trial["seed"] != "0" else "")
+        scores = f"{percent(trial['training_accuracy'])} | {percent(trial['score'])} | {trial['scored_on']}"
+        row = f"{trial['trial']} | {trial['group']} | {change} | {trial['epochs']} | {scores}"
+        rows.append(f"{row} | {trial['against']} | {gain(trial, trials)}")
+    titles = "trial | network | change | epochs | while training, % | score, % | images for the score"
+    return markdown(f"{titles} | compared with trial | gain", rows)
 
 
 TABLES = {
-    "results": results_table,
-    "cost": cost_table,
-    "ladder": ladder_table,
-    "tried": tried_table,
-    "schemes": schemes_table,
-    "svgg_before": functools.partial(trials_table, "svgg/before"),
-    "svgg_now": functools.partial(trials_table, "svgg/now"),
-    "wrn40": functools.partial(trials_table, "wrn40"),
-    "own_trials": own_trials_table,
+    ROOT / "README.md": {"results": results_table},
+    RESULTS / "README.md": {"ladder": ladder_table, "trials": trials_table, "full": full_table},
 }
 
 
-def with_tables(text):
-    """Return `text` with each table that it has marks for between its two marks."""
-    for name, table in TABLES.items():
+def with_tables(path, text):
+    """Return `text`, the content of `path`, with each of its tables between the table's two marks."""
+    for name, table in TABLES[path].items():
         begin, end = f"<!-- {name}:begin -->", f"<!-- {name}:end -->"
-        if begin in text:
-            before, rest = text.split(begin)
-            text = f"{before}{begin}\n{table()}\n{end}{rest.split(end)[1]}"
+        if text.count(begin) != 1 or text.count(end) != 1:
+            raise SystemExit(f"error: {path} must have {begin} and {end} once each")
+        text = f"{text.split(begin)[0]}{begin}\n{table()}\n{end}{text.split(end)[1]}"
     return text
 
 
@@ -304,49 +160,39 @@ def with_tables(text):
 
 
 def plot_networks(path):
-    """Write a figure to `path`: for each network the accuracy after each epoch, one colour for each setting."""
-    together = {}
-    for run in network_runs():
-        together.setdefault(network_name(run["config"] | {"seed": 0}), []).append(run)
-    figure = Figure(figsize=(14, 9), layout="constrained")
+    """Write a figure to `path`: a panel for each network; of each recipe and seed the longest run."""
+    panels = {run["network"]: {} for run in full_runs()}
+    for run in sorted(full_runs(), key=lambda run: len(run["history"]["epoch"])):
+        if not run["changes"]:
+            panels[run["network"]][run["recipe"], run["seed"]] = run
+    figure = Figure(figsize=(11, 8), layout="constrained")
     figure.suptitle("solid: test images; dashed: training images, averaged over the epoch")
-    colors = {"tutorial": "C0", "modern": "C1"}
-    for axis, (network, group) in zip(figure.subplots(2, 2, sharey=True).flat, together.items(), strict=True):
-        for run in group:
-            config, history = run["config"], run["history"]
-            label = recipe = config.get("recipe", "modern")
-            defaults = train.RECIPES[recipe, "svgg" if config["network"] == "svgg" else "wrn"]
-            for name in ("drop_rate", "weight_decay", "label_smoothing"):
-                value = config.get(name, defaults[name])
-                label += f", {LABELS[name]} {value}" if value != defaults[name] else ""
-            label += f", {config['epochs']} epochs" if config["epochs"] != 20 else ""
-            color = colors.setdefault(label, f"C{len(colors)}")
-            label += f", seed {config['seed']}" if config["seed"] else ""
-            style = {"color": color, "alpha": 0.4 if config["seed"] else 1}
-            axis.plot(history["epoch"], history["val_accuracy"], label=label, **style)
+    axes = figure.subplots(2, 2, sharex=True, sharey=True).flat
+    for axis, (network, runs) in zip(axes, panels.items(), strict=True):
+        for (recipe, seed), run in runs.items():
+            style, history = {"color": COLORS[recipe], "alpha": 0.4 if seed else 1}, run["history"]
+            axis.plot(history["epoch"], history["val_accuracy"], **style)
             axis.plot(history["epoch"], history["accuracy"], "--", **style)
-        axis.set_title(network)
         if network in TUTORIAL:
             axis.axhline(TUTORIAL[network], color="grey", linewidth=1)
-            axis.text(1, TUTORIAL[network], "the tutorial after 400 epochs", va="bottom", fontsize=8, color="grey")
-        axis.set(xlabel="epoch", ylabel="accuracy")
-        axis.xaxis.get_major_locator().set_params(integer=True)
+        axis.set(title=network, xlabel="epoch", ylabel="accuracy")
         axis.grid(alpha=0.3)
-        axis.legend(loc="lower right")
+    lines = [Line2D([], [], label=f"{recipe} recipe", color=color) for recipe, color in COLORS.items()]
+    lines.append(Line2D([], [], label="modern recipe, seed 1", color=COLORS["modern"], alpha=0.4))
+    lines.append(Line2D([], [], label="the tutorial's test accuracy after 400 epochs", color="grey", lw=1))
+    figure.legend(handles=lines, loc="outside lower center", ncols=4)
     figure.savefig(path)
 
 
 def main(arguments):
     """Write the tables and the figure, or with --check only say whether the tables are those of the runs."""
-    texts = {path: path.read_text(encoding="utf-8") for path in READMES}
-    wrong = [path for path, text in texts.items() if with_tables(text) != text]
+    old = {path: path.read_text(encoding="utf-8") for path in TABLES}
+    wrong = {path: new for path, text in old.items() if (new := with_tables(path, text)) != text}
     if "--check" in arguments:
-        if wrong:
-            names = " and ".join(path.relative_to(RESULTS.parent).as_posix() for path in wrong)
-            raise SystemExit(f"error: {names} and the runs disagree: run python results/tables.py")
-        return
-    for path in wrong:
-        path.write_text(with_tables(texts[path]), encoding="utf-8")
+        names = " and ".join(path.relative_to(ROOT).as_posix() for path in wrong)
+        raise SystemExit(f"error: {names} and the runs disagree: run python results/tables.py" if wrong else 0)
+    for path, text in wrong.items():
+        path.write_text(text, encoding="utf-8")
     plot_networks(RESULTS / "networks.png")
 
 

@@ -1,12 +1,13 @@
 """What the tests of train.py share: a little data, a network of 490 parameters, and readers for what a run leaves."""
 
 import csv
+import json
 
 import keras
 import numpy as np
+import pytest
 import tensorflow as tf
 from keras import layers
-from matplotlib.figure import Figure  # noqa: F401 - for the tests
 from tensorboard.backend.event_processing.event_accumulator import EventAccumulator
 
 import augment
@@ -14,26 +15,41 @@ import data
 import train
 
 SAMPLE = data.load_cifar10("sample")
-X_TRAIN, Y_TRAIN, X_VAL, Y_VAL = SAMPLE.x_train[:60], SAMPLE.y_train[:60], SAMPLE.x_val[:30], SAMPLE.y_val[:30]
+X_TRAIN, Y_TRAIN, X_VAL, Y_VAL = ARRAYS = [array[: 60 - 30 * (i > 1)] for i, array in enumerate(SAMPLE[:4])]
+TINY = train.RECIPES["tutorial", "wrn"] | {"scheme": 3, "epochs": 3, "batch_size": 20}
+TINY |= {"schedule": "constant", "learning_rate": 0.01}
 
 
-def tiny_network(*_, name="tiny"):
-    """Stands in for build_wrn: averages over 8×8 pixels, dropout, and one dense layer."""
-    images = keras.Input((32, 32, 3))
-    tensor = layers.Dropout(0.2)(layers.Flatten()(layers.AveragePooling2D(8)(images)))
-    return keras.Model(images, layers.Dense(10, activation="softmax", dtype="float32")(tensor), name=name)
+def tiny_network(*_, name="tiny", pooling=layers.AveragePooling2D, activation="linear", rate=0.2):
+    """Return a network of 490 parameters: pooling over 8×8 pixels, dropout, and one dense layer."""
+    stack = [
+        keras.Input((32, 32, 3)),
+        pooling(8),
+        layers.Flatten(),
+        layers.Activation(activation),
+        layers.Dropout(rate),
+    ]
+    return keras.Sequential([*stack, layers.Dense(10, activation="softmax", dtype="float32")], name=name)
 
 
-def tiny_model(seed=0):
+def tiny_model(seed=0, **changes):
     """Return the standardiser and the tiny network, its weights drawn from the seed."""
     keras.utils.set_random_seed(seed)
-    return train.assemble(augment.standardiser(X_TRAIN, 3), tiny_network())
+    return train.assemble(augment.standardiser(X_TRAIN, 3), tiny_network(**changes))
 
 
-def train_tiny(model, out, optimizer=None, **changes):
-    """Train on 60 images for three epochs of three batches; return (history, run_dir)."""
-    keywords = {"epochs": 3, "batch_size": 20, "out": out} | changes
-    return train.compile_and_train(model, "tiny", X_TRAIN, Y_TRAIN, X_VAL, Y_VAL, 3, optimizer, **keywords)
+def train_tiny(model, run_dir, arrays=ARRAYS, lr_schedule_fn=None, **changes):
+    """Train on 60 images for three epochs of three batches; return the history."""
+    keywords = {"run_dir": run_dir, "lr_schedule_fn": lr_schedule_fn}
+    return train.compile_and_train(model, "tiny", *arrays, TINY | changes, **keywords)[0]
+
+
+def run_main(*arguments, network=tiny_network, look=lambda *_: None):
+    """Run main with a tiny network in place of the WRN, and without pictures of predictions."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(train, "look", look)
+        patch.setattr(train.wrn, "build_wrn", lambda *_: network(name="wrn-10-1"))
+        train.main(["wrn", "--scheme", "3", *map(str, arguments)])
 
 
 def save_data(path, train_count, test_count):
@@ -42,6 +58,10 @@ def save_data(path, train_count, test_count):
     names = ("x_train", "y_train", "x_test", "y_test")
     np.savez(path, **{name: getattr(SAMPLE, name)[: counts[name[2:]]] for name in names})
     return str(path)
+
+
+def read_json(path):
+    return json.loads(path.read_text(encoding="utf-8"))
 
 
 def read_history(run_dir):
@@ -69,3 +89,14 @@ def assert_equal_arrays(one, other):
     assert len(one) == len(other)
     for a, b in zip(one, other, strict=True):
         np.testing.assert_array_equal(a, b)
+
+
+def error_of(function, *arguments):
+    """Return the one line with which main gives up."""
+    with pytest.raises(SystemExit) as exit_:
+        function(*arguments)
+    line = exit_.value.code
+    assert isinstance(line, str)  # so that Python prints it and the exit status is 1
+    assert line.startswith("error: ")
+    assert "\n" not in line
+    return line

@@ -5,7 +5,6 @@ float64, where ImageDataGenerator's float32 is too coarse or divides by almost n
 """
 
 import itertools
-import re
 from pathlib import Path
 
 import keras
@@ -13,11 +12,10 @@ import numpy as np
 import pytest
 import tensorflow as tf
 from matplotlib.figure import Figure
-from matplotlib.image import imread
 from scipy import stats
 
 import augment
-from data import DataError, load_cifar10
+from data import DataError, UserError, load_cifar10
 
 ImageDataGenerator = tf.keras.preprocessing.image.ImageDataGenerator
 
@@ -96,49 +94,31 @@ def test_scheme_draws_what_the_tutorial_says_and_half_the_images_are_flipped(sch
 
 
 REFUSED = {
-    "an unknown key": ("1", ["scheme '1' does not exist", "1, 2, 3, 4"]),
-    "a keyword without effect here": ({"vertical_flip": True}, ["vertical_flip", "zoom_range", "fill_mode"]),
-    "a pair": ({"zoom_range": (0.5, 1.0)}, ["zoom_range", "(0.5, 1.0)", "a single number"]),
-    "a word as a number": ({"zca_epsilon": "1e-6"}, ["zca_epsilon", "'1e-6'", "a single number"]),
-    "a switch as a number": ({"rotation_range": True}, ["rotation_range", "True", "a single number"]),
-    "a number as a switch": ({"zca_whitening": 1}, ["zca_whitening", "not 1", "True or False"]),
-    "another fill": ({"fill_mode": "constant"}, ["fill_mode", "'constant'", "'reflect' or 'nearest'"]),
+    "an unknown key": ("1", "exist"),
+    "a keyword without effect here": ({"vertical_flip": True}, "vertical_flip"),
+    "a pair": ({"zoom_range": (0.5, 1.0)}, "zoom_range"),
+    "a number as a switch": ({"zca_whitening": 1}, "True or False"),
+    "another fill": ({"fill_mode": "constant"}, "reflect"),
 }
 
 
-@pytest.mark.parametrize(("scheme", "words"), REFUSED.values(), ids=REFUSED)
-def test_bad_scheme_is_refused_in_one_line_that_says_what_is_accepted(scheme, words):
-    with pytest.raises(ValueError, match=r"\A[^\n]+\Z") as caught:
-        augment.scheme_settings(scheme)
-    assert all(word in str(caught.value) for word in words)
-
-
-def test_bad_scheme_in_the_table_is_refused_at_once_by_all_that_take_one(sample, monkeypatch):
-    monkeypatch.setitem(augment.SCHEMES, "mine", UNCHANGED | {"zoom": 0.2})
+@pytest.mark.parametrize(("scheme", "word"), REFUSED.values(), ids=REFUSED)
+def test_bad_scheme_is_refused_at_once_by_all_that_take_one(sample, scheme, word):
     images, labels = sample.x_train[:4], sample.y_train[:4]
-    for call in (
-        lambda: augment.random_transform(images, "mine", seed=0),
-        lambda: augment.training_batches(images, labels, "mine", 2, seed=0),
-        lambda: augment.standardiser(images, "mine"),
-    ):
-        with pytest.raises(ValueError, match=r"\Aa scheme cannot have zoom;[^\n]*\Z"):
-            call()
+    with pytest.raises(UserError, match=word):
+        augment.training_batches(images, labels, scheme, 2, seed=0)
+    with pytest.raises(UserError, match=word):
+        augment.standardiser(images, scheme)
 
 
 def test_unusable_images_and_labels_are_refused_before_anything_is_computed(sample):
     images, labels = sample.x_train[:4], sample.y_train[:4]
-    for bad in (images / 255, images[0], images[:0]):
-        with pytest.raises(DataError, match="images must be uint8"):
-            augment.standardiser(bad, 1)
-        with pytest.raises(DataError, match="images must be uint8"):
-            augment.training_batches(bad, labels, 1, 2, seed=0)
-    for bad in (labels[:3], labels + 10, np.eye(10)[labels]):
-        with pytest.raises(DataError, match="labels must be 4 whole numbers"):
-            augment.training_batches(images, bad, 1, 2, seed=0)
-    with pytest.raises(ValueError, match=r"\A[^\n]*square images, not 31×32\Z"):
-        augment.random_transform(images[:, 1:], 1, seed=0)
-    with pytest.raises(ValueError, match=r"\A[^\n]*square images, not 32×30\Z"):
-        augment.training_batches(images[:, :, 2:], labels, 1, 2, seed=0)
+    with pytest.raises(DataError, match="uint8"):
+        augment.standardiser(images / 255, 1)
+    with pytest.raises(DataError, match="labels"):
+        augment.training_batches(images, labels + 10, 1, 2, seed=0)
+    with pytest.raises(UserError, match="square"):
+        augment.training_batches(images[:, 1:], labels, 1, 2, seed=0)
 
 
 # ---------------------------------------------------------------- Define: the pixels
@@ -174,16 +154,6 @@ def test_random_transform_does_to_the_pixels_what_it_draws(sample, scheme):
     assert_pixels_of_keras(ours, images, drawn_by_us(40, scheme, seed=5), fill_mode)
 
 
-@pytest.mark.parametrize(("fill_mode", "padding"), [("reflect", "symmetric"), ("nearest", "edge")])
-def test_shift_by_whole_pixels_is_a_crop_of_the_padded_image_and_a_flip_mirrors_it(sample, fill_mode, padding):
-    images = sample.x_test[:2]
-    padded = np.pad(images, ((0, 0), (8, 8), (8, 8), (0, 0)), mode=padding)
-    draws = {"theta": [0, 0], "tx": [3, 0], "ty": [-8, 0], "shear": [0, 0], "zx": [1, 1], "zy": [1, 1]}
-    result = augment.warp(images, augment.affine_matrices(**draws, flip_horizontal=[False, True], size=32), fill_mode)
-    np.testing.assert_array_equal(result[0], padded[0, 0:32, 11:43])  # to the left by 3, and down by 8
-    np.testing.assert_array_equal(result[1], images[1, :, ::-1])
-
-
 # ---------------------------------------------------------------- Define: the random draws
 
 ALONE = [{"zoom_range": 0.2}, {"height_shift_range": 0.25}, {"width_shift_range": 5}, {"horizontal_flip": True}]
@@ -208,16 +178,6 @@ def test_draws_are_independent_of_each_other_and_from_image_to_image():
     draws = np.stack(list(drawn_by_us(8000, EVERYTHING).values()))
     correlations = np.corrcoef(np.concatenate([draws[:, :-1], draws[:, 1:]]))
     assert np.abs(correlations - np.eye(14)).max() < 5 / np.sqrt(8000)
-
-
-@pytest.mark.parametrize("seed", [0, -1, 2**40, np.array([-3, 2**40])], ids=str)
-def test_seed_reproduces_the_transformations_and_another_changes_them(sample, seed):
-    images = sample.x_test[:4]
-    first = augment.random_transform(images, 2, seed)
-    keras.utils.set_random_seed(99)
-    np.testing.assert_array_equal(first, augment.random_transform(images, 2, seed))
-    for other in (5, seed_pair(-3, 5)):
-        assert (np.std(first - augment.random_transform(images, 2, other), axis=(1, 2, 3)) > 1).all()
 
 
 # ---------------------------------------------------------------- Fit: standardising and whitening
@@ -247,7 +207,6 @@ STANDARDISING = {
     "scale implies centre": (SCALE, SCALE),
     **{f"scheme {key}": (key, settings | UNCHANGED) for key, (*_, settings) in SCHEMES.items()},
     "whitening replaces scaling": (SCALE | {"zca_whitening": True}, WHITEN),
-    "another epsilon": (WHITEN | {"zca_epsilon": 100.0}, WHITEN | {"zca_epsilon": 100.0}),
 }
 
 
@@ -260,8 +219,8 @@ def test_standardiser_does_what_keras_does_to_seen_and_unseen_images(small_image
     np.testing.assert_allclose(ours, expected, rtol=0, atol=5e-4)  # the matrix product is in float32
 
 
-@pytest.mark.parametrize("epsilon", [1e-6, 100.0])
-def test_whitening_matrix_is_right_to_eight_digits(small_images, epsilon):
+def test_whitening_matrix_is_right_to_eight_digits(small_images):
+    epsilon = 100.0  # large enough to matter
     images = small_images[:, :4, :4]
     mean, std = augment.channel_statistics(images)
     expected_mean, expected = whitening_in_float64(images, epsilon)
@@ -273,11 +232,7 @@ def test_whitening_matrix_is_right_to_eight_digits(small_images, epsilon):
 
 FEW_DIRECTIONS = {
     "fewer images than numbers": lambda images: images[:100],
-    "images that repeat": lambda images: np.concatenate([images[:100]] * 3),
     "a black border": lambda images: np.pad(images[:500, 1:-1], ((0, 0), (1, 1), (0, 0), (0, 0))),
-    # Black, but for two numbers that are 0 or 1.
-    "hardly any variance": lambda images: (images[:77] > 127) * np.uint8(np.arange(192) % 90 == 50).reshape(8, 8, 3),
-    "one image": lambda images: images[:1],
     "one colour": lambda images: np.full_like(images[:10], 127),
 }
 
@@ -293,11 +248,9 @@ def test_directions_without_variance_are_left_out_of_the_whitening(small_images,
         np.testing.assert_allclose(ours, expected, rtol=0, atol=1e-4 * max(np.abs(expected).max(), 1))
 
 
-def test_channel_that_never_changes_is_centred_but_not_scaled_and_one_that_hardly_does_is(small_images):
+def test_channel_that_never_changes_is_centred_but_not_scaled(small_images):
     images = small_images[:1000].copy()
     images[..., 1] = 127
-    images[..., 2] = 0
-    images[0, 0, 0, 2] = 1
     standardise, expected = augment.standardiser(images, 3), by_keras(images, images, SCALE)
     images[..., 1] = 128
     ours = np.asarray(standardise(images))
@@ -305,19 +258,16 @@ def test_channel_that_never_changes_is_centred_but_not_scaled_and_one_that_hardl
     np.testing.assert_allclose(ours[..., [0, 2]], expected[..., [0, 2]], rtol=1e-5, atol=1e-5)
 
 
-@pytest.mark.parametrize("scheme", [1, 3])
-def test_standardiser_is_frozen_float32_and_the_same_in_training_and_when_loaded(
-    small_images, unseen, scheme, tmp_path, mixed_precision
-):
+def test_standardiser_is_frozen_float32_and_needs_no_code_of_ours(small_images, unseen, tmp_path, mixed_precision):
     """float16, which the rest of the model uses here, would be off by 0.01."""
     images = small_images[:1000]
-    standardise = augment.standardiser(images, scheme)
+    standardise = augment.standardiser(images, 1)
     model = keras.Sequential([keras.Input((8, 8, 3)), standardise, keras.layers.Flatten(), keras.layers.Dense(2)])
     assert len(model.trainable_weights) == 2  # those of the Dense layer
     assert model(unseen).dtype == tf.float16
     result = standardise(unseen, training=True)  # no image is augmented in here
     assert result.dtype == tf.float32
-    expected = by_keras(unseen, images, SCHEMES[scheme][5])
+    expected = by_keras(unseen, images, WHITEN)
     np.testing.assert_allclose(result, expected, rtol=0, atol=5e-4)
     standardise.save(tmp_path / "standardiser.keras")
     loaded = keras.models.load_model(tmp_path / "standardiser.keras")
@@ -364,13 +314,11 @@ def test_transformations_differ_between_images_steps_epochs_and_seeds(sample):
 
 @pytest.mark.parametrize("seed", [3, 2**40])
 def test_batches_follow_from_seed_epoch_and_step_and_nothing_that_came_before(sample, seed):
-    """From a later epoch on they are the same to the last bit, whatever the threads and other random numbers."""
+    """From a later epoch on they are the same to the last bit, whatever other random numbers were drawn."""
     images, labels = sample.x_train[:40], sample.y_train[:40]
     whole = epochs_of(4, 3, augment.training_batches(images, labels, 2, 16, seed))
     keras.utils.set_random_seed(99)
-    options = tf.data.Options()
-    options.threading.private_threadpool_size = 1
-    later = augment.training_batches(images, labels, 2, 16, seed, first_epoch=2).with_options(options)
+    later = augment.training_batches(images, labels, 2, 16, seed, first_epoch=2)
     for batch, expected in zip(itertools.chain(*epochs_of(2, 3, later)), whole[2] + whole[3], strict=True):
         for array, other in zip(batch, expected, strict=True):
             np.testing.assert_array_equal(array, other)
@@ -379,108 +327,23 @@ def test_batches_follow_from_seed_epoch_and_step_and_nothing_that_came_before(sa
 # ---------------------------------------------------------------- The figures
 
 
-@pytest.fixture
-def figures(monkeypatch):
-    """Keep the figures, {path: Figure}, in place of writing them, which takes seconds."""
-    saved = {}
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path: saved.update({Path(path): figure}))
-    return saved
-
-
 def pictures_of(figure):
-    """Return the image in each of the figure's axes, and the words at its left."""
-    return [(np.asarray(axes.images[0].get_array()), axes.get_ylabel()) for axes in figure.axes]
+    """Return the image in each of the figure's axes."""
+    return [np.asarray(axes.images[0].get_array()) for axes in figure.axes]
 
 
-def test_each_row_shows_one_transformation_beside_the_original(sample, figures):
-    image = sample.x_train[1]
-    augment.plot_one_by_one(image, "rows.png")
-    (figure,) = figures.values()
-    pictures, rows = pictures_of(figure), {}
-    for start in range(0, len(pictures), 8):
-        (first, label), *others = pictures[start : start + 8]
-        np.testing.assert_array_equal(first, image)
-        assert not any(words for _, words in others)
-        rows[label] = np.stack([picture for picture, _ in others])
-
-    def row(*words):
-        (found,) = (label for label in rows if all(word in label for word in words))
-        return rows.pop(found).astype(float)
-
-    def colours(images):
-        return set(map(tuple, images.reshape(-1, 3)))
-
-    # By whole pixels the image stays sharp; by parts of pixels its colours are mixed.
-    shifted = row("width_shift_range = 9\n", "height_shift_range = 9\n", "fill_mode = reflect")
-    blurred = row("width_shift_range = 0.25\n", "height_shift_range = 0.25\n", "fill_mode = reflect")
-    assert colours(shifted) <= colours(image)
-    assert len(colours(blurred) - colours(image)) > 100
-    assert min(np.abs(shifted - image).mean(), np.abs(blurred - image).mean()) > 4
-    # Flips: some are the mirror image, the others are the original.
-    assert {picture.tobytes() for picture in row("horizontal_flip = True")} == {
-        picture.astype(float).tobytes() for picture in (image, image[:, ::-1])
-    }
-    # The shear of the tutorial is hardly one; all others are plain to see. Rotation, zoom and shear keep the centre.
-    assert np.abs(row("shear_range = 0.2") - image).mean() < 2
-    for words in ("shear_range = 12", "rotation_range = 15", "zoom_range = 0.2"):
-        differences = np.abs(row(words) - image)
-        assert differences.mean() > 4, words
-        assert differences[:, 14:18, 14:18].mean() < 0.7 * differences.mean(), words
-    assert not rows  # nothing else is shown
-
-
-def test_whitened_images_are_each_stretched_by_themselves_below_the_originals(sample, tmp_path, monkeypatch):
-    drawn, savefig = [], Figure.savefig
-    monkeypatch.setattr(Figure, "savefig", lambda figure, path: drawn.append(figure) or savefig(figure, path))
-    images = sample.x_train[:3]
-    scale = np.array([1, -5, 0.1])[:, None, None, None]
-    augment.plot_whitening(images, lambda given: (given.astype(float) - 100) * scale, tmp_path / "whitening.png")
-    height, width, _ = imread(tmp_path / "whitening.png").shape
-    assert width > height > 200
-    pictures = pictures_of(drawn[0])
-    assert [words.split("\n")[0] for _, words in pictures] == ["original", "", "", "whitened (each image", "", ""]
-    for i, image in enumerate(images):
-        np.testing.assert_array_equal(pictures[i][0], image)
-        least, most = image.min().astype(float), image.max().astype(float)
-        expected = (most - image if i == 1 else image - least) / (most - least)  # one image is turned negative
-        np.testing.assert_allclose(pictures[3 + i][0], expected, atol=1e-9)
-
-
-def test_script_draws_all_figures_of_the_second_image_and_whitens_as_scheme_1(
-    sample, figures, tmp_path, monkeypatch, capsys
+def test_script_draws_the_second_image_by_three_schemes_and_says_why_the_whitening_is_noisy(
+    tmp_path, monkeypatch, sample
 ):
-    fitted = []
-    monkeypatch.setattr(augment, "standardiser", lambda *given: fitted.append(given) or np.negative)  # takes seconds
-    monkeypatch.chdir(tmp_path)
-    augment.main(["--data", "sample"])
-    names = ("augmentations", "augmented_scheme1", "augmented_scheme2", "whitening")
-    printed = re.findall(r"figures/\S+", capsys.readouterr().out)
-    assert printed == [str(path) for path in figures] == [f"figures/{name}.png" for name in names]
-    assert (tmp_path / "figures").is_dir()
-    *augmented, whitening = map(pictures_of, figures.values())
-    for figure, pictures in zip(figures.values(), augmented, strict=False):
-        assert figure.axes[0].get_title() == "original"
-        np.testing.assert_array_equal(pictures[0][0], sample.x_train[1])
-    for scheme in (1, 2):
+    figures = {}
+    monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.update({Path(path).name: figure}))
+    monkeypatch.setattr(augment, "standardiser", lambda *_: np.negative)  # takes seconds
+    augment.main(["--data", "sample", "--out", str(tmp_path)])
+    assert list(figures) == ["augmentations.png", *(f"augmented_scheme{n}.png" for n in (1, 2, 4)), "whitening.png"]
+    for scheme in (1, 2, 4):
+        shown = np.stack(pictures_of(figures[f"augmented_scheme{scheme}.png"]))
+        np.testing.assert_array_equal(shown[0], sample.x_train[1])
         expected = augment.random_transform(sample.x_train[[1] * 20], scheme, seed=0)
-        shown = np.stack([picture for picture, _ in augmented[scheme][1:]])
-        assert np.abs(shown - expected).max() <= 0.5  # rounded to bytes, and not whitened
-    np.testing.assert_array_equal([picture for picture, _ in whitening[:8]], sample.x_train[:8])
-    ((images, scheme),) = fitted
-    assert scheme == 1
-    np.testing.assert_array_equal(images, sample.x_train)
-
-
-def test_script_draws_a_single_training_image_too(sample, figures, tmp_path, monkeypatch):
-    """Of two images one is for validation."""
-    monkeypatch.setattr(augment, "standardiser", lambda *_: np.negative)
-    x, y = sample.x_test[:2], sample.y_test[:2]
-    np.savez(tmp_path / "mine.npz", x_train=x, y_train=y, x_test=x, y_test=y)
-    augment.main(["--data", str(tmp_path / "mine.npz"), "--out", str(tmp_path / "new")])
-    assert {path.parent for path in figures} == {tmp_path / "new"}
-    assert [len(figure.axes) for figure in figures.values()] == [7 * 8, 21, 21, 2]
-
-
-def test_script_says_in_one_line_what_is_wrong_with_its_data(tmp_path):
-    with pytest.raises(SystemExit, match=r"\Aerror: [^\n]*nowhere[^\n]*\Z"):
-        augment.main(["--data", str(tmp_path / "nowhere"), "--out", str(tmp_path)])
+        assert np.abs(shown[1:] - expected).max() <= 0.5  # rounded to bytes, and not whitened
+    assert {(x.min(), x.max()) for x in pictures_of(figures["whitening.png"])[8:]} == {(0, 1)}
+    assert "noise" in figures["whitening.png"].axes[8].get_ylabel().lower()

@@ -1,3 +1,4 @@
+# written for commit 9b853c0
 import math
 
 import augment, data, train  # before Keras: they set it up
