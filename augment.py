@@ -321,8 +321,8 @@ def training_batches(images, labels, scheme, batch_size, seed, first_epoch=0):
     #   counter     0, 1, …                                               the epochs (here of 391 steps)
     #   flat_map    (0, 0, indices), … (0, 390, indices), (1, 0, …), …    their steps, one epoch after the other
     #   map         (images, labels), (images, labels), …                 a batch for each step, on all processor cores
-    # prefetch makes batches ahead, so that the next epoch begins while this one's last batches are trained. AUTOTUNE: as
-    # many at a time, and as many ahead, as is worth it.
+    # prefetch makes batches ahead, so that the next epoch begins while this one's last batches are trained.
+    # AUTOTUNE: as many at a time, and as many ahead, as is worth it.
     steps = tf.data.Dataset.counter(first_epoch).flat_map(steps_of)
     return steps.map(make_batch, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
