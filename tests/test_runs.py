@@ -3,8 +3,7 @@
     pytest tests/test_runs.py
     pytest tests/test_runs.py -m long       kills real networks at random moments
 
-Each compares with an undisturbed run, to the last bit. What needs no process of its own is tried in this one, on a
-network of 490 parameters.
+What needs no process of its own is tried in this one, on a network of 490 parameters.
 """
 
 import errno
@@ -232,9 +231,7 @@ def test_files_are_on_the_disk_before_they_are_renamed_and_the_state_is_the_last
     assert renamed[-2:] == ["state.npz", "model.keras"]
 
 
-def test_lengthened_run_keeps_its_results_until_a_new_epoch_is_recorded_and_equals_a_long_run(
-    finished, tmp_path, monkeypatch
-):
+def test_lengthened_run_keeps_its_results_until_a_new_epoch_is_recorded(finished, tmp_path, monkeypatch):
     undisturbed, command = finished
     command = [*command, "--resume", tmp_path]
     run_main(*command, "--epochs", 2)

@@ -2,11 +2,11 @@
 
     pytest tests/test_train.py
 
-Most train a tiny network of 490 parameters; `full_run` is a whole run through the command line. What a run survives is
-tested in test_runs.py.
+Most train a tiny network of 490 parameters. What a run survives is tested in test_runs.py.
 """
 
 import contextlib
+import functools
 import io
 import itertools
 import json
@@ -26,6 +26,7 @@ import pytest
 import tensorflow as tf
 from helpers import SAMPLE, X_TRAIN, X_VAL, Y_TRAIN, Y_VAL, evaluate, read_json, tiny_model, tiny_network, train_tiny
 from keras import layers
+from keras.models import load_model
 from matplotlib.figure import Figure
 
 import augment
@@ -65,10 +66,6 @@ def uneven_run(tmp_path_factory):
     return SimpleNamespace(model=model, history=history, run_dir=run_dir, weights=[*weights, model.get_weights()])
 
 
-def plain_network(name="wrn-10-1"):
-    return tiny_network(name=name, rate=0.0)
-
-
 @pytest.fixture(scope="module")
 def full_run(tmp_path_factory):
     """A whole run through main. The weights stay as they are, so that the losses can be computed again."""
@@ -77,11 +74,11 @@ def full_run(tmp_path_factory):
     folder, printed = tmp_path_factory.mktemp("full"), io.StringIO()
     source, out = helpers.save_data(folder / "data.npz", 66, 20), folder / "runs"
     flags = [str(word) for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
+    network = functools.partial(tiny_network, rate=0.0)
     with contextlib.redirect_stdout(printed):
-        helpers.run_main(*flags, "--data", source, "--out", out, network=plain_network, look=train.look)
+        helpers.run_main(*flags, "--data", source, "--out", out, network=network, look=train.look)
     run_dir = next(out.glob("*/*"))
-    model, cifar10 = keras.models.load_model(run_dir / "model.keras"), data.load_cifar10(source)
-    settings["source"] = source
+    model, cifar10, settings["source"] = load_model(run_dir / "model.keras"), data.load_cifar10(source), source
     return SimpleNamespace(run_dir=run_dir, model=model, cifar10=cifar10, settings=settings, printed=printed.getvalue())
 
 
@@ -230,7 +227,7 @@ def smoothed_loss(model, batches, smoothing):
 def test_seed_batches_label_smoothing_and_standardisation_are_those_of_the_settings(full_run):
     model, cifar10, rows = full_run.model, full_run.cifar10, helpers.read_history(full_run.run_dir)
     keras.utils.set_random_seed(3)
-    for found, drawn in zip(model.layers[1].get_weights(), plain_network().get_weights(), strict=True):
+    for found, drawn in zip(model.layers[1].get_weights(), tiny_network(rate=0.0).get_weights(), strict=True):
         np.testing.assert_allclose(found, drawn, atol=1e-6)
     x, y = np.concatenate([cifar10.x_train, cifar10.x_val]), np.concatenate([cifar10.y_train, cifar10.y_val])
     batches = list(augment.training_batches(x, y, 4, 25, seed=3).take(6))
@@ -265,7 +262,7 @@ def test_rate_of_a_function_is_used_and_best_is_of_the_lowest_validation_loss(un
     assert moved == [True, False, True]
     assert history["val_loss"][0] == history["val_loss"][1] < history["val_loss"][2]
     for name, after in (("best", 1), ("model", 3)):
-        model = keras.models.load_model(uneven_run.run_dir / f"{name}.keras")
+        model = load_model(uneven_run.run_dir / f"{name}.keras")
         helpers.assert_equal_arrays(model.get_weights(), weights[after])
         scores = history["val_loss"][after - 1], history["val_accuracy"][after - 1]
         assert evaluate(model, X_VAL, Y_VAL)[1] == pytest.approx(scores[1])
@@ -367,7 +364,7 @@ def test_which_number_is_the_result_depends_on_what_chose_the_best_weights(uneve
     # As if the second epoch had been the best, the last the most accurate, and the second slow.
     history = uneven_run.history | {"seconds": [2.0, 9.0, 1.0], "val_accuracy": [0.1, 0.2, 0.3]}
     history["val_loss"] = [2.0, 1.0, 3.0]
-    best = keras.models.load_model(run_dir / "best.keras")
+    best = load_model(run_dir / "best.keras")
     for x, y, result, why in (
         (X_VAL, Y_VAL, "end_of_training", "chosen on the test set: optimistic"),
         (SAMPLE.x_test, SAMPLE.y_test, "best_weights", "chosen on validation images"),
@@ -519,7 +516,7 @@ def test_holdout_uses_each_split_for_its_purpose_only(tmp_path, monkeypatch, fig
     helpers.run_main(*flags, "--resume", tmp_path, look=train.look)
     rows, printed = helpers.read_history(tmp_path), capsys.readouterr().out
     metrics, config = (read_json(tmp_path / f"{name}.json") for name in ("metrics", "config"))
-    model, best = (keras.models.load_model(tmp_path / f"{name}.keras") for name in ("model", "best"))
+    model, best = (load_model(tmp_path / f"{name}.keras") for name in ("model", "best"))
 
     # Trained and standardised on the first 90 %, in fourteen steps an epoch.
     helpers.assert_equal_arrays(trained_on, SAMPLE[:2])
@@ -555,7 +552,7 @@ def test_no_test_does_without_the_test_set(tmp_path, monkeypatch, figures, capsy
     monkeypatch.setattr(data, "load_cifar10", lambda _: small._replace(x_test=None, y_test=None))
     helpers.run_main("--holdout", "--no-test", "--epochs", 1, "--resume", tmp_path, look=train.look)
     metrics = read_json(tmp_path / "metrics.json")
-    accuracy = evaluate(keras.models.load_model(tmp_path / "model.keras"), small.x_val, small.y_val)[1]
+    accuracy = evaluate(load_model(tmp_path / "model.keras"), small.x_val, small.y_val)[1]
     assert metrics["validation_accuracy_end_of_training"] == pytest.approx(accuracy)
     assert metrics["result"] == "validation_accuracy_end_of_training"  # of weights that these images did not choose
     assert not [name for name in metrics if "test" in name]
@@ -577,7 +574,7 @@ def test_mixed_precision_trains_and_its_probabilities_are_float32(tmp_path):
     helpers.run_main(*flags, look=train.look)
     assert read_json(tmp_path / "config.json")["dtype_policy"] == "mixed_float16"
     assert np.isfinite(float(helpers.read_history(tmp_path)[0]["loss"]))
-    standardiser, network = keras.models.load_model(tmp_path / "model.keras").layers
+    standardiser, network = load_model(tmp_path / "model.keras").layers
     assert {layer.compute_dtype for layer in standardiser.layers} == {"float32"}
     assert [layer.compute_dtype for layer in network.layers] == ["float16"] * (len(network.layers) - 1) + ["float32"]
 
