@@ -154,14 +154,12 @@ class Subclassed(keras.Model):
         return self.dense(self.dropout(pixels, training=training) * self.scale)
 
 
-@pytest.mark.parametrize(
-    ("build", "policy", "before"), [(frozen_dropout, "float32", 0), (Subclassed, "mixed_float16", 1)]
-)
-def test_kill_while_any_file_is_written_changes_nothing(build, policy, before, tmp_path, monkeypatch):
-    """A new run, and one of an epoch that is lengthened, are killed at each moment when a file is renamed.
+KILLED = [(frozen_dropout, "float32", 0), (frozen_dropout, "float32", 1), (Subclassed, "mixed_float16", 1)]
 
-    What a kill leaves is the folder as it was at that moment, with a part of the file that was being written.
-    """
+
+@pytest.mark.parametrize(("build", "policy", "before"), KILLED)
+def test_kill_while_any_file_is_written_changes_nothing(build, policy, before, tmp_path, monkeypatch):
+    """What a kill leaves is the folder as it was at that moment, with a part of the file that was being written."""
 
     def start(run_dir, epochs):
         keras.utils.set_random_seed((run_dir / "state.npz").exists())  # other weights, for the state to replace
