@@ -140,6 +140,7 @@ def pipeline_input(images, labels, scheme, steps, layers=None):
 
 
 def benchmark_input(images, labels, rounds, steps):
+    """Time the fit, and batches of each of the tutorial's schemes; then our pipeline by itself."""
     for scheme, (generator, layers) in benchmark_fit(images).items():
         contestants = {
             "ImageDataGenerator": generator_input(generator, images, labels, max(steps // 10, 1)),
@@ -226,6 +227,7 @@ def benchmark_networks(images, labels, x_test, y_test, rounds, quick):
 
 
 def main(arguments=None):
+    """Time what the options ask for, and print tables in Markdown."""
     parser = argparse.ArgumentParser(description="Speed beside the tutorial's ImageDataGenerator.")
     parser.add_argument("--data", metavar="SOURCE", help="a folder, a tar archive, or sample (default: fetch CIFAR-10)")
     parser.add_argument("--training", action="store_true", help="only training and evaluating the networks")

@@ -33,7 +33,6 @@ import data
 import train
 
 ROOT = Path(__file__).parent.parent
-POSIX = pytest.mark.skipif(os.name != "posix", reason="Windows has no such signals or locks")
 
 
 def weights_in(model):
@@ -113,7 +112,6 @@ def wait_until(process, log, condition):
         time.sleep(0.002)
 
 
-@POSIX
 def test_job_that_is_killed_and_queued_again_equals_an_undisturbed_one(finished, tmp_path):
     undisturbed, command = finished
     run_dir, log = tmp_path / "my {run} (1) ü", tmp_path / "log"
@@ -393,7 +391,6 @@ def test_long_error_of_tensorflow_is_one_line_with_its_cause(finished, tmp_path,
     assert "the GPU is out of memory" in error_of(run_main, *finished[1], "--out", tmp_path)
 
 
-@POSIX
 @pytest.mark.long
 @pytest.mark.parametrize("words", ["wrn --num-convs 10 --k-factor 1", "svgg --scheme 3 --holdout"])
 def test_run_survives_kills_at_random_moments(words, tmp_path):
