@@ -44,10 +44,11 @@ def train_tiny(model, run_dir, arrays=ARRAYS, lr_schedule_fn=None, **changes):
     return train.compile_and_train(model, "tiny", *arrays, TINY | changes, **keywords)[0]
 
 
-def run_main(*arguments, network=tiny_network, look=lambda *_: None):
-    """Run main with a tiny network in place of the WRN, and without pictures of predictions."""
+def run_main(*arguments, network=tiny_network, pictures=False):
+    """Run main with a tiny network in place of the WRN; without pictures, which take longer than the training."""
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(train, "look", look)
+        for name in () if pictures else ("look", "plot_histories"):
+            patch.setattr(train, name, lambda *_: None)
         patch.setattr(train.wrn, "build_wrn", lambda *_: network(name="wrn-10-1"))
         train.main(["wrn", "--scheme", "3", *map(str, arguments)])
 

@@ -1,5 +1,6 @@
 """README.md keeps its word: commands and code work, links lead somewhere, numbers are those of the runs."""
 
+import functools
 import json
 import re
 import runpy
@@ -10,6 +11,7 @@ from pathlib import Path
 import keras
 import numpy as np
 import pytest
+from matplotlib.figure import Figure
 from PIL import Image
 
 import data
@@ -94,6 +96,7 @@ def test_network_of_ones_own_is_trained_as_written_on_images_of_ones_own(tmp_pat
     x, y, *_, x_test, y_test = data.load_cifar10("sample")
     np.savez(tmp_path / "mine.npz", x_train=x[:100], y_train=y[:100, None], x_test=x_test[:40], y_test=y_test[:40])
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Figure, "savefig", lambda *_: None)  # it takes longer than the training
     code = code_with("compile_and_train").replace('"sample"', '"mine.npz"', 1).replace('"epochs": 15', '"epochs": 1')
     exec(code, names := {})
     assert f"| {names['network'].count_params():,} | modern, 20 epochs" in README
@@ -114,6 +117,7 @@ def test_photo_is_classified_as_written_however_the_camera_was_held(tmp_path, mo
         (exif := Image.Exif())[0x0112] = orientation
         photo.save(tmp_path / f"{orientation}.jpg", quality=100, subsampling=0, exif=exif)
     monkeypatch.chdir(ROOT)
+    monkeypatch.setattr(keras.models, "load_model", functools.cache(keras.models.load_model))
     probabilities = {}
     for path in tmp_path.iterdir():
         exec(code_with("photo.jpg").replace("photo.jpg", str(path)), names := {})

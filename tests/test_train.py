@@ -76,7 +76,7 @@ def full_run(tmp_path_factory):
     flags = [str(word) for name, value in settings.items() for word in (f"--{name.replace('_', '-')}", value)]
     network = functools.partial(tiny_network, rate=0.0)
     with contextlib.redirect_stdout(printed):
-        helpers.run_main(*flags, "--data", source, "--out", out, network=network, look=train.look)
+        helpers.run_main(*flags, "--data", source, "--out", out, network=network, pictures=True)
     run_dir = next(out.glob("*/*"))
     model, cifar10, settings["source"] = load_model(run_dir / "model.keras"), data.load_cifar10(source), source
     return SimpleNamespace(run_dir=run_dir, model=model, cifar10=cifar10, settings=settings, printed=printed.getvalue())
@@ -513,7 +513,7 @@ def test_holdout_uses_each_split_for_its_purpose_only(tmp_path, monkeypatch, fig
 
     monkeypatch.setattr(augment, "training_batches", spy)
     flags = ["--holdout", "--epochs", 4, "--batch-size", 100, "--learning-rate", 1, "--data", "sample"]
-    helpers.run_main(*flags, "--resume", tmp_path, look=train.look)
+    helpers.run_main(*flags, "--resume", tmp_path, pictures=True)
     rows, printed = helpers.read_history(tmp_path), capsys.readouterr().out
     metrics, config = (read_json(tmp_path / f"{name}.json") for name in ("metrics", "config"))
     model, best = (load_model(tmp_path / f"{name}.keras") for name in ("model", "best"))
@@ -550,7 +550,7 @@ def test_holdout_uses_each_split_for_its_purpose_only(tmp_path, monkeypatch, fig
 def test_no_test_does_without_the_test_set(tmp_path, monkeypatch, figures, capsys):
     small = data.load_cifar10(helpers.save_data(tmp_path / "data.npz", 100, 10))
     monkeypatch.setattr(data, "load_cifar10", lambda _: small._replace(x_test=None, y_test=None))
-    helpers.run_main("--holdout", "--no-test", "--epochs", 1, "--resume", tmp_path, look=train.look)
+    helpers.run_main("--holdout", "--no-test", "--epochs", 1, "--resume", tmp_path, pictures=True)
     metrics = read_json(tmp_path / "metrics.json")
     accuracy = evaluate(load_model(tmp_path / "model.keras"), small.x_val, small.y_val)[1]
     assert metrics["validation_accuracy_end_of_training"] == pytest.approx(accuracy)
@@ -569,9 +569,11 @@ def test_no_xla_reaches_compile(tmp_path, monkeypatch, no_xla, jit_compile):
     assert given == [jit_compile]
 
 
-def test_mixed_precision_trains_and_its_probabilities_are_float32(tmp_path):
-    flags = ["--dtype-policy", "mixed_float16", "--epochs", 1, "--data", "sample", "--resume", tmp_path]
-    helpers.run_main(*flags, look=train.look)
+def test_mixed_precision_trains_and_its_probabilities_are_float32(tmp_path, figures):
+    source = helpers.save_data(tmp_path / "data.npz", 100, 40)
+    flags = ["--dtype-policy", "mixed_float16", "--epochs", 1, "--data", source, "--resume", tmp_path]
+    helpers.run_main(*flags, pictures=True)
+    assert figures.keys() == PICTURES
     assert read_json(tmp_path / "config.json")["dtype_policy"] == "mixed_float16"
     assert np.isfinite(float(helpers.read_history(tmp_path)[0]["loss"]))
     standardiser, network = load_model(tmp_path / "model.keras").layers
