@@ -638,7 +638,7 @@ def check_model(model, images):
     """Raise data.UserError unless `model` gives each image ten probabilities."""
     outputs = model(tf.cast(images, tf.float32), training=False)  # this also builds a model that is not built yet
     shape = tuple(getattr(outputs, "shape", ()))  # () if there are several outputs
-    if shape != (len(images), len(data.CLASS_NAMES)) or not np.allclose(np.sum(outputs, axis=1), 1, atol=0.01):
+    if shape != (len(images), len(data.CLASS_NAMES)) or not np.allclose(np.abs(outputs).sum(axis=1), 1, atol=0.01):
         raise data.UserError(
             f"the model must have one output, ten probabilities (B, 10) with the sum 1, not {shape or 'several'};"
             ' end it with Dense(10, activation="softmax")'

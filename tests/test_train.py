@@ -306,8 +306,12 @@ def test_weight_that_is_no_number_stops_the_run_before_anything_is_replaced(tmp_
     assert improved < float(rows[1]["val_loss"])  # so that it would have been the best model
 
 
+def negative(x):  # but the sum is one
+    return 2 * keras.ops.softmax(x) - 0.1
+
+
 @pytest.mark.parametrize(
-    ("units", "activation"), [([10], "linear"), ([10], "sigmoid"), ([11], "softmax"), ([10, 10], "softmax")]
+    ("units", "activation"), [([10], negative), ([10], "sigmoid"), ([11], "softmax"), ([10, 10], "softmax")]
 )
 def test_outputs_that_are_no_ten_probabilities_are_one_line_before_anything_is_done(tmp_path, units, activation):
     images = keras.Input((32, 32, 3))
