@@ -516,7 +516,7 @@ def test_holdout_uses_each_split_for_its_purpose_only(tmp_path, monkeypatch, fig
         return flow(*given, **keywords)
 
     monkeypatch.setattr(augment, "training_batches", spy)
-    flags = ["--holdout", "--epochs", 4, "--batch-size", 100, "--learning-rate", 1, "--data", "sample"]
+    flags = ["--holdout", "--epochs", 4, "--batch-size", 100, "--learning-rate", 0.5, "--data", "sample"]
     helpers.run_main(*flags, "--resume", tmp_path, pictures=True)
     rows, printed = helpers.read_history(tmp_path), capsys.readouterr().out
     metrics, config = (read_json(tmp_path / f"{name}.json") for name in ("metrics", "config"))
@@ -527,7 +527,7 @@ def test_holdout_uses_each_split_for_its_purpose_only(tmp_path, monkeypatch, fig
     assert (config["holdout"], config["source"], config["data"]["train_count"]) == (True, "sample", 1350)
     mean = np.asarray(model.layers[0].layers[0].mean)[0, 0, 0]
     np.testing.assert_allclose(mean, SAMPLE.x_train.mean((0, 1, 2)), rtol=1e-5)
-    rates = [1 / (1 + 0.0005 * 14 * epoch) for epoch in range(4)]
+    rates = [0.5 / (1 + 0.0005 * 14 * epoch) for epoch in range(4)]
     assert [float(row["learning_rate"]) for row in rows] == pytest.approx(rates, rel=1e-6)
 
     # The best weights are chosen on the validation images.
@@ -546,6 +546,7 @@ def test_holdout_uses_each_split_for_its_purpose_only(tmp_path, monkeypatch, fig
     np.add.at(counts, (SAMPLE.y_test, predicted), 1)
     assert [text.get_text() for text in figures["confusion.png"].axes[0].texts] == [str(n) for n in counts.ravel()]
     worst = max(np.flatnonzero(predicted != SAMPLE.y_test), key=lambda i: probabilities[i].max())
+    assert worst != probabilities.max(axis=1).argmax()  # the surest of all is right
     for name in ("feature_maps.png", "predictions_incorrect.png"):
         np.testing.assert_array_equal(figures[name].axes[0].images[0].get_array(), SAMPLE.x_test[worst])
     assert figures.keys() == PICTURES
