@@ -555,9 +555,10 @@ def test_holdout_uses_each_split_for_its_purpose_only(tmp_path, monkeypatch, fig
 def test_no_test_does_without_the_test_set(tmp_path, monkeypatch, figures, capsys):
     small = data.load_cifar10(helpers.save_data(tmp_path / "data.npz", 100, 10))
     monkeypatch.setattr(data, "load_cifar10", lambda _: small._replace(x_test=None, y_test=None))
-    helpers.run_main("--holdout", "--no-test", "--epochs", 1, "--resume", tmp_path, pictures=True)
-    metrics = read_json(tmp_path / "metrics.json")
-    accuracy = evaluate(load_model(tmp_path / "model.keras"), small.x_val, small.y_val)[1]
+    helpers.run_main("--holdout", "--no-test", "--epochs", 1, "--out", tmp_path, pictures=True)
+    (run_dir,) = tmp_path.glob("wrn-10-1_tutorial_scheme3_holdout/*")
+    metrics = read_json(run_dir / "metrics.json")
+    accuracy = evaluate(load_model(run_dir / "model.keras"), small.x_val, small.y_val)[1]
     assert metrics["validation_accuracy_end_of_training"] == pytest.approx(accuracy)
     assert metrics["result"] == "validation_accuracy_end_of_training"  # of weights that these images did not choose
     assert not [name for name in metrics if "test" in name]
