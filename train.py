@@ -1,24 +1,24 @@
 """Step 5 of 5: compile, train with callbacks, evaluate, and look at the predictions. The program to run.
 
-    python train.py wrn                             the tutorial's WRN-40-2: 400 epochs, better on a GPU
+    python train.py wrn                             the tutorial's WRN-40-2: 400 epochs, so better use a GPU
     python train.py svgg                            the tutorial's simplified VGG
     python train.py wrn --recipe modern             the same Wide ResNet with newer settings, 20 epochs
     python train.py --resume runs/NAME/TIME         continue an interrupted run
 
-A run prints its settings, Keras's progress, and at the end
+A run prints its settings, Keras's progress, and at the end:
 
     Test accuracy, end-of-training weights:   0.…  <- the result  (model.keras)
     Test accuracy, best weights:              0.…  (best.keras, epoch …, chosen on the test set: optimistic)
 
 The tutorial in four lines, which this module wraps in functions:
 
-    model.compile(optimizer, loss, metrics=["accuracy"])             what is minimised, how, and what is shown beside it
+    model.compile(optimizer, loss, metrics=["accuracy"])             how to learn, what to minimise, what else to show
     history = model.fit(batches, validation_data=…, callbacks=…)     train, epoch after epoch
     loss, accuracy = model.evaluate(x_test, onehot_labels)           how many are right
     probabilities = model.predict(x_test)                            which ones, and how sure the network is
 
 The lesson: recipes; optimizer and learning rate; compile and train; evaluate; look; and `run`, the whole story of a
-run. Behind it stand the recording of a run and the command line. You can train a network without reading those two.
+run. After it come the recording of a run and the command line. You can train a network without reading those two.
 
 Shapes: B images in a batch, N images in all, H = W = 32 pixels, C = 3 channels.
 """
@@ -51,27 +51,27 @@ BATCH_SIZE_FOR_EVALUATION = 500  # the result is the same up to rounding; the tu
 
 # ---------------------------------------------------------------- Recipes
 #
-# A recipe is the settings of a training. Each line of this table is also a flag of the command line, so that you can
+# A recipe is a set of training settings. Each line of this table is also a flag of the command line, so that you can
 # see the effect of one change: `--weight-decay 0`.
 
 # fmt: off
 TABLE = {
     #                   tutorial                    modern
     #                   svgg        wrn             both        points: see below
-    "scheme":          (1,          1,              4),         # small shifts by whole pixels: +5.5 (from scheme 3)
-    "drop_rate":       (0.5,        0.3,            0.0),       # no dropout: +5.6 points
-    "optimizer":       ("rmsprop",  "sgd",          "sgd"),     # the paper's, with its learning rate
-    "learning_rate":   (0.001,      0.1,            0.1),       # the largest, where it varies; 0.2 was no better
+    "scheme":          (1,          1,              4),         # small shifts by whole pixels: +5.5 over scheme 3
+    "drop_rate":       (0.5,        0.3,            0.0),       # no dropout: +5.6
+    "optimizer":       ("rmsprop",  "sgd",          "sgd"),     # the WRN paper's, with its learning rate
+    "learning_rate":   (0.001,      0.1,            0.1),       # its highest value, if it varies; 0.2 was no better
     "schedule":        ("constant", "inverse_time", "cosine"),  # falls to zero; without warm-up no difference
-    "warmup":          (0.0,        0.0,            0.25),      # share of all updates in which the rate rises: +2.2
-    "weight_decay":    (0.0,        0.0,            0.01),      # 0.005: +3.2 points; 0.01: no clear difference from it
+    "warmup":          (0.0,        0.0,            0.25),      # share of all updates (batches) in which it rises: +2.2
+    "weight_decay":    (0.0,        0.0,            0.01),      # 0.005: +3.2; 0.01: no clear difference from 0.005
     "label_smoothing": (0.0,        0.0,            0.1),       # no difference
     "epochs":          (400,        400,            20),        # an evening on two CPU cores
     "batch_size":      (128,        128,            128),       # the paper's; 64 was no better
 }
 # fmt: on
-# The points are gains in accuracy, measured with WRN-16-2 in ten epochs on images that were held out. Each is on top of
-# those measured before it, in another order than here: scheme, schedule, warm-up, weight decay 0.005, dropout, label
+# Points are percentage points of accuracy that WRN-16-2 gained on held-out images in ten epochs. The changes were made
+# in this order, each on top of those before it: scheme, schedule, warm-up, weight decay 0.005, dropout, label
 # smoothing, weight decay 0.01 (see results/README.md).
 
 RECIPES = {
@@ -80,7 +80,7 @@ RECIPES = {
     ("modern", "svgg"): {"recipe": "modern"} | {name: row[2] for name, row in TABLE.items()},
     ("modern", "wrn"): {"recipe": "modern"} | {name: row[2] for name, row in TABLE.items()},
 }
-# What a run has besides its recipe. The settings of a run are one dict: DEFAULTS | recipe | what was chosen.
+# The other settings of a run ("own": a network of yours). All settings are one dict: DEFAULTS | recipe | your changes.
 DEFAULTS = {"network": "own", "num_convs": 40, "k_factor": 2, "full_resolution": False, "recipe": "tutorial"}
 DEFAULTS |= {"source": None, "holdout": False, "no_test": False, "seed": 0, "dtype_policy": "float32", "no_xla": False}
 
@@ -89,15 +89,15 @@ DEFAULTS |= {"source": None, "holdout": False, "no_test": False, "seed": 0, "dty
 
 
 def learning_rate(settings, steps_per_epoch):
-    """Return a number, or one of Keras's schedules: a function from the number of the update to the learning rate.
+    """Return a number, or one of Keras's schedules: a function from the update's number to the learning rate.
 
     An update is one change of the weights, by the gradient of one batch; an epoch has `steps_per_epoch` of them.
     (The schedules are Keras's own, so that a saved model loads without this code.)
     """
     rate, updates = settings["learning_rate"], settings["epochs"] * steps_per_epoch
     if settings["schedule"] == "inverse_time":
-        # rate / (1 + 0.0005 · update): a tenth after 46 epochs, an eightieth (0.0013) after 400. It is what the
-        # tutorial's `decay=0.0005` did in Keras 2; the paper's 0.0005 is a *weight* decay.
+        # rate / (1 + 0.0005 · update): a tenth after 46 epochs of 391 updates, an eightieth (0.0013) after 400. It is
+        # what the tutorial's `decay=0.0005` did in Keras 2; the paper's 0.0005 is a *weight* decay.
         return keras.optimizers.schedules.InverseTimeDecay(rate, decay_steps=1, decay_rate=0.0005)
     if settings["schedule"] == "cosine":
         # The rate rises from 0.0 to `rate` (warm-up: large changes may be unstable at first), then falls to zero along
@@ -108,7 +108,7 @@ def learning_rate(settings, steps_per_epoch):
 
 
 def make_optimizer(settings, steps_per_epoch):
-    """Return the Keras optimizer that `settings` describe; see learning_rate for the arguments."""
+    """Return the Keras optimizer that `settings` describe (see compile_and_train)."""
     if isinstance(settings["optimizer"], keras.optimizers.Optimizer):
         return settings["optimizer"]  # one of your own: it has its own learning rate
     rate, decay = learning_rate(settings, steps_per_epoch), settings["weight_decay"] or None
@@ -118,13 +118,13 @@ def make_optimizer(settings, steps_per_epoch):
     else:
         # Momentum: each change is a sum of all gradients so far, each counting 0.9 times as much as the one after it.
         # What they agree on adds up (a constant gradient to ten times its size), what they disagree on cancels.
-        # Nesterov's form looks a step ahead: it takes the gradient where the momentum will carry the weights. The
-        # paper's settings for its WRN: this optimizer, 0.1, and batches of 128.
+        # Nesterov's form looks a step ahead: it takes the gradient at the point to which the momentum will carry the
+        # weights. The paper's settings for its WRN: this optimizer, a rate of 0.1, and batches of 128.
         optimizer = keras.optimizers.SGD(rate, momentum=0.9, nesterov=True, weight_decay=decay)
     # Weight decay shrinks the weights a little at each update, against overfitting. Keras's is decoupled from the
     # gradient: w −= rate · decay · w. The paper adds it to the gradient, where momentum makes it up to ten times
-    # larger, so the paper's 5e-4 is 5e-3 here; the modern recipe has twice that. Biases and the scales and shifts of
-    # batch normalisation are left out, as is usual.
+    # larger, so the paper's 5e-4 is 5e-3 here; the modern recipe has twice that. Biases, and the scales (gamma) and
+    # shifts (beta) of batch normalisation, are left out, as is usual.
     if decay:
         optimizer.exclude_from_weight_decay(var_names=["bias", "gamma", "beta"])
     return optimizer
@@ -145,9 +145,9 @@ def assemble(standardiser, network):
 def training_and_validation(cifar10, holdout=False):
     """Return x_train, y_train, x_val, y_val of a Cifar10 tuple.
 
-    As in the tutorial, all 50,000 images are for training, and the test set is the validation data. The tutorial allows
-    that since the test set chooses nothing. That is true of the end-of-training weights, but it does choose the best
-    weights. With `holdout` 45,000 images are for training and 5,000 for validation; the test set is kept for the end.
+    By default, as in the tutorial, all 50,000 training images train, and the test set is the validation data. The
+    tutorial's reason: the test set chooses nothing. That holds for the end-of-training weights, but it does choose the
+    best weights. With `holdout` 45,000 images train and 5,000 validate; the test set is kept for the end.
     """
     x_train, y_train, x_val, y_val, x_test, y_test = cifar10
     if holdout:
@@ -158,18 +158,18 @@ def training_and_validation(cifar10, holdout=False):
 def make_callbacks(model, run_dir, history, lr_schedule_fn=None):
     """Return callbacks for `fit`: code that Keras runs at the start or end of each batch or epoch.
 
-    run_dir: the run's folder; history: the epochs before a resume, see open_run; lr_schedule_fn: see compile_and_train.
+    run_dir: the run's folder; history: the epochs done so far, see open_run; lr_schedule_fn: see compile_and_train.
     """
     # ModelCheckpoint saves the whole model whenever the validation loss is lower than ever before. The loss says more
     # than the accuracy: it also counts how sure each answer is. A confident mistake costs most.
     checkpoint = keras.callbacks.ModelCheckpoint(
-        str(run_dir / "best.new.keras").replace("{", "{{").replace("}", "}}"),  # Keras formats the path
+        str(run_dir / "best.new.keras").replace("{", "{{").replace("}", "}}"),  # a format string; .new: see RunRecorder
         monitor="val_loss",
         save_best_only=True,
         initial_value_threshold=min(history["val_loss"], default=None),  # the lowest so far, if the run is resumed
     )
     # TensorBoard logs the curves of loss and accuracy, to be watched in a browser during training. (Its learning rate
-    # is that of the epoch's end.) Its write_graph cannot draw every model inside a model, so we log the graph.
+    # is that of the epoch's end.) Its write_graph fails for some nested models, so we log the graph ourselves.
     callbacks = [checkpoint, keras.callbacks.TensorBoard(run_dir / "logs", write_graph=False)]
     compute = tf.function(lambda images: model(images, training=False))
     with tf.summary.create_file_writer(str(run_dir / "logs" / "graph")).as_default():
@@ -185,7 +185,7 @@ def compile_and_train(
 ):
     """Train `model` and record the run in a folder of its own. Return (history, run_dir).
 
-    model:           any new Keras model, raw pixels (B, 32, 32, 3) -> (B, 10) probabilities; `assemble` makes one
+    model:           any untrained Keras model, raw pixels (B, 32, 32, 3) -> (B, 10) probabilities; `assemble` makes one
     run_name:        the folder is out/run_name/YYYYMMDD-HHMMSS
     x_…, y_…:        images uint8 (N, 32, 32, 3), labels (N,) or (N, 1) of 0…9; the validation images choose best.keras
     settings:        a recipe, changed as you like: RECIPES["modern", "wrn"] | {"epochs": 15, "seed": 1}. "optimizer"
@@ -194,9 +194,9 @@ def compile_and_train(
     run_dir:         continue the run in this folder, or begin it there; default: a new folder
 
     history maps epoch, accuracy, loss, val_accuracy, val_loss, learning_rate and seconds to lists with one entry per
-    epoch. To resume, call it again with the same arguments, a model built as before, and run_dir. Raises ValueError for
-    unusable arguments, if training diverges, if another process uses run_dir, and if the run in run_dir has other
-    settings or is damaged; then that run stays as it is.
+    epoch. To resume, call this function again with the same arguments, a model built as before, and run_dir. Raises
+    ValueError for unusable arguments, if training diverges, if another process uses run_dir, and if the run in run_dir
+    has other settings or is damaged; then that run stays as it is.
     """
     x_train, y_train = data.check_data(x_train, y_train, "x_train", "y_train")
     x_val, y_val = data.check_data(x_val, y_val, "x_val", "y_val")
@@ -209,10 +209,10 @@ def compile_and_train(
     optimizer = make_optimizer(settings, steps_per_epoch)
     config = describe_run(settings, model, optimizer, (x_train, y_train, x_val, y_val))
 
-    # Compiling says what is minimised (the loss), how (the optimizer) and what is shown beside it (the metrics).
+    # Compiling says how to learn (the optimizer), what to minimise (the loss), and what else to show (the metrics).
     # Cross-entropy is −log of the probability that the network gives to the true class, averaged over the batch: 0 if
-    # it is sure and right, and confident mistakes cost most. It is computed from one-hot labels. Label smoothing keeps
-    # the network from becoming too sure; with 0.1 the loss stays above 0.5. With a GPU Keras uses the compiler XLA.
+    # it is sure and right; confident mistakes cost most. Label smoothing of 0.1 turns a one-hot label's 1 into 0.91 and
+    # its 0s into 0.01, so that the network is not too sure; the loss stays above 0.5. On a GPU Keras compiles with XLA.
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=settings["label_smoothing"])
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False if settings["no_xla"] else "auto")
 
@@ -241,8 +241,8 @@ def compile_and_train(
                 verbose=1 if os.isatty(1) else 2,  # a progress bar on a terminal, else one line per epoch
             )
         else:
-            model.optimizer.finalize_variable_values(model.trainable_variables)  # as `fit` ends, for use_ema
-        if not (run_dir / "model.keras").exists():  # RunRecorder has removed that of a shorter run
+            model.optimizer.finalize_variable_values(model.trainable_variables)  # as `fit` does last, for use_ema
+        if not (run_dir / "model.keras").exists():  # not saved yet, or removed by RunRecorder
             model.save(run_dir / "model.new.keras")
             replace(run_dir / "model.new.keras", run_dir / "model.keras")
     return history, run_dir
@@ -281,15 +281,15 @@ def plot_histories(histories, path):
 
 
 def evaluate_performance(model, history, run_dir, x_test, y_test):
-    """Print a run's accuracy on x_test with both weights. Return it as a pair of fractions: end of training, best.
+    """Print a run's accuracy on x_test with two sets of weights, and return both fractions: end of training, best.
 
     The first is of `model` as it is; the second is of best.keras, from the epoch with the lowest validation loss. Which
-    is the result? If x_test was the validation data, it chose the best weights, so the first; otherwise the second.
-    Draws curves.png and writes metrics.json in run_dir. Raises ValueError for bad data.
+    is the result? If x_test was the validation data, it chose the best weights, so that their score is optimistic: the
+    first. Otherwise the second. Draws curves.png, writes metrics.json. Raises ValueError for bad data or files.
     """
     x_test, y_test = data.check_data(x_test, y_test, "x_test", "y_test")
     run_dir, onehot = Path(run_dir).expanduser(), data.get_onehot(y_test)
-    # `evaluate` returns the loss and the metrics. Nothing has to be prepared: the model takes raw pixels.
+    # `evaluate` returns the loss and the metrics. The images need no preparation: the model takes raw pixels.
     _, end = model.evaluate(x_test, onehot, BATCH_SIZE_FOR_EVALUATION, verbose=0)
     weights = model.get_weights()
     try:
@@ -315,7 +315,7 @@ def evaluate_performance(model, history, run_dir, x_test, y_test):
         "images_per_second": config["data"]["train_count"] / seconds,
     }
     write(run_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    plot_histories({run_dir.resolve().parent.name: history}, run_dir / "curves.png")
+    plot_histories({"/".join(run_dir.resolve().parts[-2:]): history}, run_dir / "curves.png")
     at_end, at_best = ("  <- the result", "") if chosen_on_them else ("", "  <- the result")
     chosen_on = f"the {split} set: optimistic" if chosen_on_them else "validation images"
     print(f"{split.title()} accuracy, end-of-training weights:   {end:.4f}{at_end}  (model.keras)")
@@ -338,8 +338,8 @@ def view_predictions(images, labels, probabilities, path, which="all", count=20,
     """
     predicted, sure = probabilities.argmax(axis=1), probabilities.max(axis=1)
     right, order = predicted == labels, np.random.default_rng(seed).permutation(len(images))
-    by_confidence = np.argsort(-sure, kind="stable")
-    groups = {"all": order, "correct": order[right[order]], "incorrect": by_confidence[~right[by_confidence]]}
+    surest = np.argsort(-sure, kind="stable")
+    groups = {"all": order, "correct": [i for i in order if right[i]], "incorrect": [i for i in surest if not right[i]]}
     chosen = groups[which][:count]
     rows = max(1, math.ceil(len(chosen) / 5))
     figure = Figure(figsize=(11, 2.3 * rows + 0.4), layout="constrained")
@@ -377,10 +377,10 @@ def plot_confusion(labels, predicted, path):
 def view_feature_maps(model, image, label, path, count=8):
     """Write a figure of what a network sees in one image, uint8 (32, 32, 3) of the class `label`, to `path`.
 
-    The first row is the standardised image, as the network gets it. Then there is one row for each height and width: of
-    the last layer with that size, the `count` maps with the largest values. The first rows usually show edges and
+    The first row is the standardised image, as the network gets it. Each further row is for one size of feature maps:
+    the `count` maps with the largest values, from the last layer of that size. The first rows usually show edges and
     outlines, the last ones blobs that say where something is. That may help to understand a mistake. The model must be
-    one of `assemble`, with a sequential or functional network; else nothing is drawn.
+    made by `assemble`, with a sequential or functional network; else nothing is drawn.
     """
     try:
         standardiser, network = model.layers
@@ -430,8 +430,8 @@ def look(model, x, y, run_dir):
 
 
 def run(settings, out="runs", run_dir=None):
-    """Train, evaluate and look at one of the two networks, as the tutorial's central cell does."""
-    # First the seed, then the network: its first weights are random.
+    """Train, evaluate and look at one of the two networks. settings: all of them, as make_settings returns them."""
+    # First the number format and the seed, then the network: its first weights are random.
     keras.config.set_dtype_policy(settings["dtype_policy"])
     keras.utils.set_random_seed(settings["seed"])
     if settings["network"] == "svgg":
@@ -460,8 +460,8 @@ def run(settings, out="runs", run_dir=None):
 
 # ---------------------------------------------------------------- Recording a run
 #
-# A run that is killed loses only the epoch under way, and ends with the same weights when it is resumed. The results of
-# a finished run stay until the first epoch more is complete.
+# A run that is killed loses only the epoch under way, and ends with the same weights when it is resumed. If a finished
+# run is lengthened, its results stay until the first new epoch is complete.
 # Keras's own BackupAndRestore keeps weights, optimizer and epoch too, but not the dropout layers' random state, so a
 # resumed run would go another way. And it writes in place, so a kill can leave half a file.
 
@@ -491,8 +491,8 @@ def read_config(run_dir):
 def variables(model):
     """Return the variables that training changes, of a compiled model and its optimizer, in a fixed order.
 
-    They are the weights but for frozen ones such as the whitening matrix, the averages of batch normalisation, the
-    random state of the dropout layers (`.weights` leaves it out), and the optimizer's momentum and update count.
+    They are the weights (without frozen ones such as the whitening matrix), the averages of batch normalisation, the
+    random state of the dropout layers (which `.weights` leaves out), and the optimizer's momentum and update count.
     """
     frozen = {id(weight) for layer in model.layers if not layer.trainable for weight in layer.weights}
     return [v for v in model.variables if id(v) not in frozen] + model.optimizer.variables
@@ -521,12 +521,12 @@ class RunRecorder(keras.callbacks.Callback):
         row = {"epoch": epoch + 1} | {name: logs[name] for name in ("accuracy", "loss", "val_accuracy", "val_loss")}
         row |= {"learning_rate": self.rate, "seconds": time.perf_counter() - self.started}
         arrays = [keras.ops.convert_to_numpy(variable) for variable in variables(self.model)]
-        # The loss alone does not tell: fast ReLU kernels turn NaN into 0, so it can be finite when the weights are not.
+        # The loss alone is not enough: fast ReLU code turns NaN into 0, so it can be finite when the weights are not.
         if not all(np.isfinite(values).all() for values in (list(row.values()), *arrays)):
             (self.run_dir / "best.new.keras").unlink(missing_ok=True)
-            numbers = f"after epoch {epoch + 1} the loss or the weights are no longer numbers"
             raise data.UserError(
-                f"{numbers}. The recorded files are as before; start a new run with a lower learning rate"
+                f"after epoch {epoch + 1} the loss or the weights are no longer numbers. The recorded files are of the"
+                " epoch before; start a new run with a lower learning rate"
             )
         for name, value in row.items():
             self.history[name].append(value)
@@ -534,10 +534,10 @@ class RunRecorder(keras.callbacks.Callback):
         np.savez(self.run_dir / "state.new.npz", *arrays, history=json.dumps(self.history))
         if (self.run_dir / "best.new.keras").exists():  # ModelCheckpoint has just written it
             replace(self.run_dir / "best.new.keras", self.run_dir / "best.keras")
-        rows = [self.history, *zip(*self.history.values(), strict=True)]
+        rows = [self.history.keys(), *zip(*self.history.values(), strict=True)]
         write(self.run_dir / "history.csv", "".join(",".join(map(str, row)) + "\n" for row in rows))
         write(self.run_dir / "config.json", json.dumps(self.config, indent=2) + "\n")
-        for name in ("model.keras", "metrics.json"):  # of a run that is lengthened
+        for name in ("model.keras", "metrics.json"):  # of the shorter run, if this one is lengthened
             (self.run_dir / name).unlink(missing_ok=True)
         replace(self.run_dir / "state.new.npz", self.run_dir / "state.npz")
 
@@ -569,7 +569,7 @@ def open_run(model, run_dir, config):
         write(run_dir / "config.json", json.dumps(config, indent=2) + "\n")
         return history
     recorded, may_change = read_config(run_dir), {"source", "no_xla", "versions", "device"}
-    if config["schedule"] != "cosine":  # with it a longer run would have had other learning rates from the beginning
+    if config["schedule"] != "cosine":  # a longer cosine run would have other learning rates from the beginning
         may_change.add("epochs")
     if changed := [name for name in sorted(config.keys() - may_change) if recorded.get(name) != config[name]]:
         words = [f"{name}: {str(recorded.get(name))[:99]} then, {str(config[name])[:99]} now" for name in changed]
@@ -594,15 +594,15 @@ def describe_run(settings, model, optimizer, arrays):
     config["data"]["validation"] = data.fingerprint(arrays[2:])
     if settings["optimizer"] is optimizer:  # one of the caller's own
         config |= {f"optimizer_{name}": value for name, value in optimizer.get_config().items()}
-        config |= {"optimizer": type(optimizer).__name__, "optimizer_name": None}  # the name is an automatic one
-    # A digest of the network's configuration notices a change that leaves all shapes as they are, such as ReLU to tanh.
-    # Names like conv2d_7 are left out: Keras keeps counting. (A subclassed model may have no configuration.)
+        config |= {"optimizer": type(optimizer).__name__, "optimizer_name": None}  # Keras numbers names: adam_1
+    # A hash of the network's configuration notices a change that leaves all shapes as they are, such as ReLU to tanh.
+    # The numbers in names like conv2d_7 are left out: Keras counts on. (A subclassed model may have no configuration.)
     with contextlib.suppress(Exception):
         text = json.dumps(keras.saving.serialize_keras_object(model)["config"], sort_keys=True)
         config["network_digest"] = hashlib.sha256(re.sub(r'_\d+"', '"', text).encode()).hexdigest()
     config["versions"] = {"keras": keras.__version__, "tensorflow": tf.__version__, "numpy": np.__version__}
     config["device"] = f"{', '.join(map(str, keras.distribution.list_devices()))}, {os.cpu_count()} cores"
-    # As it will be read back, to be compared: lists for tuples, plain numbers for NumPy's, and text for anything else.
+    # As JSON will read it back, to compare the two: lists for tuples, plain numbers for NumPy's, text for the rest.
     return json.loads(json.dumps(config, default=lambda x: x.tolist() if hasattr(x, "tolist") else str(x)))
 
 
@@ -614,23 +614,23 @@ CHOICES |= {"dtype_policy": ("float32", "mixed_float16", "mixed_bfloat16")}
 
 
 def check_settings(settings):
-    """Return `settings` if they can be those of a run, else raise data.UserError."""
+    """Return `settings` if a run can use them, else raise data.UserError."""
     if wrong := settings.keys() ^ (DEFAULTS | TABLE).keys():
-        raise data.UserError(f"settings lack or cannot have {', '.join(sorted(wrong))}; begin with a recipe")
+        raise data.UserError(f"unknown or missing settings: {', '.join(sorted(wrong))}; begin with a recipe")
     for name, (least, limit) in LIMITS.items():
         if type(limit)(settings[name]) != settings[name] or not least <= settings[name] < limit:
-            raise data.UserError(f"{name} must be at least {least} and below {limit}, not {settings[name]}")
+            raise data.UserError(f"{name} must be {type(limit).__name__}, >= {least}, < {limit}, not {settings[name]}")
     for name, words in CHOICES.items():
         if settings[name] not in words:
-            raise data.UserError(f"{name} must be {', '.join(words)}, not {settings[name]!r}")
+            raise data.UserError(f"{name} must be one of {', '.join(words)}, not {settings[name]!r}")
     if not isinstance(optimizer := settings["optimizer"], keras.optimizers.Optimizer):
         if optimizer not in ("rmsprop", "sgd"):
             raise data.UserError(f"optimizer must be rmsprop, sgd or a Keras optimizer like Adam(), not {optimizer!r}")
     elif optimizer.built:
-        raise data.UserError("this optimizer has been used before, its schedule and momentum with it; make a new one")
+        raise data.UserError("this optimizer was used before and keeps its momentum and update count; make a new one")
     if settings["no_test"] and not settings["holdout"]:
         raise data.UserError("no_test needs holdout: without it the test set is the validation data")
-    augment.scheme_settings(settings["scheme"])
+    augment.scheme_settings(settings["scheme"])  # raises data.UserError for an unknown one
     return settings
 
 
@@ -640,15 +640,15 @@ def check_model(model, images):
     shape = tuple(getattr(outputs, "shape", ()))  # () if there are several outputs
     if shape != (len(images), len(data.CLASS_NAMES)) or not np.allclose(np.abs(outputs).sum(axis=1), 1, atol=0.01):
         raise data.UserError(
-            f"the model must have one output, ten probabilities (B, 10) with the sum 1, not {shape or 'several'};"
-            ' end it with Dense(10, activation="softmax")'
+            f"the model must have one output (B, 10), and each row must sum to 1; its shape is {shape or 'several'}; "
+            'end it with Dense(10, activation="softmax")'
         )
 
 
 # ---------------------------------------------------------------- The command line
 
 MEANINGS = {
-    "recipe": "settings of the training; below in brackets: tutorial svgg | tutorial wrn | modern",
+    "recipe": "set of training settings; in brackets below: tutorial svgg | tutorial wrn | modern",
     "scheme": "augmentation scheme: how training images are transformed and standardised",
     "drop_rate": "dropout: share of values (svgg) or feature maps (wrn) set to zero while training",
     "optimizer": "how gradients change the weights: rmsprop or sgd",
@@ -663,18 +663,18 @@ MEANINGS = {
     "k_factor": "wrn: widening factor",
     "full_resolution": "wrn: the first group keeps 32x32 pixels",
     "holdout": "train on 45,000 images, choose the best weights on the other 5,000",
-    "no_test": "leave the test set untouched, to tune; needs --holdout",
-    "seed": "of the weights, the dropout, the order of the images, and their transformations",
+    "no_test": "leave the test set untouched, for tuning; needs --holdout",
+    "seed": "seed of the weights, the dropout, the order of the images, and their transformations",
     "dtype_policy": "number format; on some processors and GPUs a mixed one is faster than float32: measure one epoch",
     "no_xla": "switch off XLA, TensorFlow's compiler, which Keras uses on GPUs",
 }
 
 
 def make_parser():
-    """Return the parser of the command line. Flags that are not typed are left out of its result."""
-    parser = data.Parser(description="Step 5: train, evaluate, picture.", argument_default=argparse.SUPPRESS)
+    """Return the parser of the command line. Flags that are not typed are left out of its result, or None."""
+    parser = data.Parser(description="Step 5: train, evaluate, draw pictures.", argument_default=argparse.SUPPRESS)
     parser.add_argument("network", nargs="?", choices=["svgg", "wrn"], default=None, help="VGG or Wide ResNet")
-    resume = "continue the run in this folder with its settings (a larger --epochs lengthens it), or begin it there"
+    resume = "continue the run in this folder (a larger --epochs lengthens it, unless cosine), or begin it there"
     parser.add_argument("--resume", metavar="RUN", help=resume)
     parser.add_argument("--data", metavar="SOURCE", dest="source", help="folder, archive, .npz, or the word sample")
     parser.add_argument("--out", metavar="DIR", help="folder for the runs (default: runs)")
@@ -695,7 +695,7 @@ def make_settings(typed, run_dir=None):
     recorded = read_config(run_dir) if run_dir and (run_dir / "config.json").exists() else {}
     chosen = DEFAULTS | recorded | typed
     if chosen["network"] not in ("svgg", "wrn"):
-        raise data.UserError("say which network, svgg or wrn; or --resume RUN, a run of one of these")
+        raise data.UserError("say which network, svgg or wrn; or give --resume RUN with a run of one of these")
     chosen = RECIPES[chosen["recipe"], chosen["network"]] | chosen
     settings = {name: chosen[name] for name in (*DEFAULTS, *TABLE)}
     if settings["source"] not in (None, "sample"):

@@ -143,7 +143,7 @@ def test_bad_source_is_refused_with_the_reason_and_what_is_accepted(tmp_path, mo
 def test_advice_for_images_followed_word_for_word_leads_to_the_right_images(tmp_path, given):
     with pytest.raises(data.DataError, match=f"^x_test .*{given.dtype}") as caught:
         load_npz(tmp_path / "a.npz", x_test=given)
-    floats, channels_first = re.search(r"Floats.*?: (.*)\. Channels first: (.*)", str(caught.value)).groups()
+    floats, channels_first = re.search(r"floats.*?: (.*)\. Channels first: (.*)", str(caught.value)).groups()
     assert_same(eval(floats if given.dtype == float else channels_first, {"images": given}), IMAGES)
 
 
