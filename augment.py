@@ -1,10 +1,7 @@
 """Step 2 of 5: image augmentation and standardisation (centring, scaling, ZCA whitening).
 
-    python augment.py                  draw augmented and whitened images (fetches CIFAR-10)
+    python augment.py                  draw augmented and whitened images in figures/ (fetches CIFAR-10)
     python augment.py --data sample    the same with the small slice that comes with the code
-
-It draws, in the folder figures: one kind of transformation per row (augmentations.png), twenty
-augmentations of an image by schemes 1, 2 and 4 (augmented_scheme1.png, …), and whitened images (whitening.png).
 
 Random shifts, flips, rotations, shears and zooms make a larger training set out of a small one, and force the network
 to learn features that survive them. Without augmentation, the tutorial reports, the Wide ResNet memorises the training
@@ -14,22 +11,22 @@ standardised with the *training* set's statistics.
 The tutorial leaves both jobs to a Keras ImageDataGenerator. Its three steps, and what they are here:
 
     generator = ImageDataGenerator(**settings)    SCHEMES                  define: the same keyword arguments
-    generator.fit(x_train)                        standardiser(x_train, …) fit: mean, deviation, whitening matrix
+    generator.fit(x_train)                        standardiser(…)          fit: mean, deviation, whitening matrix
     generator.flow(x_train, y_train)              training_batches(…)      flow: transformed batches, epoch after epoch
 
-Why not ImageDataGenerator itself? It is deprecated. It is slow: it changes one image at a time, in NumPy
+Why not ImageDataGenerator itself? It is deprecated. It is slow: it changes one image at a time, in SciPy
 (results/README.md has the times). And since the generator standardises, model.predict(x_test) on plain images is wrong
 without a warning. Here augmentation belongs to the training data and standardisation to the model, as its first layers,
 so that `evaluate` and `predict` take raw pixels.
 
 tests/test_augment.py compares the pixels with ImageDataGenerator's: they are the same up to rounding. Two things are
-different on purpose, since dividing by almost nothing ruins new images: directions (fixed combinations of pixels) in
-which the training images do not differ are left out of the whitening, and a channel that never changes is not scaled.
+different on purpose, since dividing by almost nothing ruins new images: a channel that never changes is not scaled,
+and whitening leaves out what does not vary (see zca_matrix).
 
 Shapes: B images in a batch, N in all, H = W = 32 pixels, C = 3 channels, D = H·W·C = 3072 numbers per image.
 """
 
-# data.py comes first: it sets up Keras. (The next comment keeps this order.)
+# data.py comes first: it sets up Keras. (`# isort: split` keeps it there.)
 from data import CLASS_NAMES, Parser, UserError, check_data, check_images, errors_in_one_line, figure_path, load_cifar10
 
 # isort: split
@@ -41,14 +38,15 @@ from matplotlib.figure import Figure
 
 # ---------------------------------------------------------------- Define: the augmentation schemes
 #
-# A scheme is a dict of keyword arguments of ImageDataGenerator; the eleven that are possible here:
+# A scheme is a dict: eleven keyword arguments of ImageDataGenerator, and one of our own, are possible:
 #
 #   width_shift_range, height_shift_range    the largest shift: a float below 1 is a fraction of the image's side, a
-#                                            larger float is pixels. An int means whole pixels, and 5 at most 4 of them
+#                                            larger float is pixels. An int means whole pixels; 5 is up to 4
 #   rotation_range, shear_range              the largest angle, in degrees
 #   zoom_range                               0.2: factors from 0.8 to 1.2, in width and height independently
 #   horizontal_flip                          True: half of the images, drawn at random, are mirrored
 #   fill_mode                                what fills the gaps at the edges: "reflect" or "nearest", see warp
+#   cutout                                   our own: paint a square with this side, in pixels, grey, at a random place
 #   featurewise_center                       True: subtract the mean
 #   featurewise_std_normalization            True: and divide by the standard deviation
 #   zca_whitening                            True: whiten (see "Fit")
@@ -57,7 +55,7 @@ from matplotlib.figure import Figure
 # Add a scheme of your own, with a number or a word as its key, and `python train.py wrn --scheme KEY` trains with it.
 
 SCHEMES = {
-    # The tutorial's first choice: large shifts and flips. 0.25 is ±8 pixels; the paper it quotes shifts by ±4.
+    # The tutorial's first choice: whitening, flips, large shifts. 0.25 is ±8 pixels; the paper it quotes shifts by ±4.
     1: {
         "featurewise_center": True,
         "zca_whitening": True,
@@ -91,24 +89,19 @@ SCHEMES = {
         "fill_mode": "reflect",
         "horizontal_flip": True,
     },
-    # Scheme 3 with the shifts of the paper, which pads the image by 4 pixels of its mirror image and crops 32×32 pixels
-    # at random: whole pixels, at most 4. They keep the image sharp, while a shift by half a pixel averages neighbours.
-    4: {
-        "featurewise_center": True,
-        "featurewise_std_normalization": True,
-        "width_shift_range": 5,
-        "height_shift_range": 5,
-        "fill_mode": "reflect",
-        "horizontal_flip": True,
-    },
 }
+# Scheme 3 with shifts as in the paper: by whole pixels, at most 4 (it pads by 4 mirrored pixels, then crops 32×32 at
+# random). Whole pixels keep the image sharp, while a shift by half a pixel averages neighbours.
+SCHEMES[4] = SCHEMES[3] | {"width_shift_range": 5, "height_shift_range": 5}
+# Scheme 4, with a different part of each image hidden in each epoch: harder to memorise (https://arxiv.org/abs/1708.04552).
+SCHEMES[5] = SCHEMES[4] | {"cutout": 8}
 
 
 # ---------------------------------------------------------------- Define: one transformation of one image
 #
-# Rotation, shift, shear, zoom and flip are each a 3×3 matrix on coordinates (x, y, 1), x to the right and y downwards.
-# Multiplied together they are one matrix, and the image needs resampling, which blurs, only once. A matrix says for
-# each pixel of the output where in the input to look.
+# Rotation, shift, shear, zoom and flip are each a 3×3 matrix on coordinates (x, y, 1), x to the right and y downwards;
+# the 1 lets a matrix add a shift. Multiplied together they are one matrix, and the image needs resampling, which blurs,
+# only once. A matrix says for each pixel of the output where in the input to look.
 
 
 def affine_matrices(theta, tx, ty, shear, zx, zy, flip_horizontal, size):
@@ -127,7 +120,7 @@ def affine_matrices(theta, tx, ty, shear, zx, zy, flip_horizontal, size):
     def matrix_of(first, second):  # two rows, each of three arrays (B,); the third row is always 0, 0, 1 -> (B, 3, 3)
         return tf.stack([tf.stack(row, axis=-1) for row in (first, second, (zero, zero, one))], axis=1)
 
-    centre = (size / 2 - 0.5) * one
+    centre = (size / 2 - 0.5) * one  # the middle of the pixels 0 … size − 1
     origin_to_centre = matrix_of((one, zero, centre), (zero, one, centre))
     centre_to_origin = matrix_of((one, zero, -centre), (zero, one, -centre))
     # A positive angle turns the image counterclockwise; positive shifts move it to the left and up.
@@ -141,7 +134,7 @@ def affine_matrices(theta, tx, ty, shear, zx, zy, flip_horizontal, size):
     # Read it from right to left, from a pixel of the output to where it comes from: undo the flip, make the centre
     # the origin, zoom, shear, shift, rotate, and put the origin back into the corner.
     matrix = origin_to_centre @ rotation @ translation @ shearing @ zooming @ centre_to_origin @ mirroring
-    return tf.cast(matrix, tf.float32)  # rounded once, at the end: a pixel is off by at most 0.002 grey levels
+    return tf.cast(matrix, tf.float32)  # rounded once, at the end: it changes a pixel by at most 0.002 of 255
 
 
 def warp(images, matrices, fill_mode):
@@ -165,8 +158,8 @@ def draw_transforms(count, scheme, size, seed):
     on from call to call, so the same seed gives the same transformations.
     """
     settings = scheme_settings(scheme)
-    # Each draw needs a seed of its own. split makes nine from one, (2,) -> (9, 2); unstack makes a list of them. One is
-    # for each of the seven arguments, and one more for the sign of each of the two shifts by whole pixels.
+    # Each draw needs a seed of its own. split makes nine from one, (2,) -> (9, 2); unstack makes a list of them. Seven
+    # are for the arguments, and two for the signs of shifts by whole pixels.
     seeds = tf.unstack(tf.random.split(seed, 9), num=9)
 
     def uniform(low, high):  # takes the first seed off the list
@@ -181,7 +174,7 @@ def draw_transforms(count, scheme, size, seed):
     angle, shear, zoom = (float(settings.get(key, 0)) for key in ("rotation_range", "shear_range", "zoom_range"))
     return {
         "theta": uniform(-angle, angle),
-        # Today's ImageDataGenerator has these two crossed: height_shift_range shifts in x. Kept, so that pixels agree.
+        # Today's ImageDataGenerator swaps these two: height_shift_range shifts in x. Kept, so that pixels agree.
         "tx": shift(settings.get("height_shift_range", 0)),
         "ty": shift(settings.get("width_shift_range", 0)),
         "shear": uniform(-shear, shear),
@@ -197,10 +190,15 @@ def random_transform(images, scheme, seed):
     Every image gets a transformation of its own. `seed`: an int, or two whole numbers as int64 (2,).
     Raises data.UserError for an unknown scheme or images that are not square.
     """
-    count, size = tf.shape(images)[0], side_of(images)
+    count, size, settings = tf.shape(images)[0], side_of(images), scheme_settings(scheme)
     seed = tf.constant([seed, 0], tf.int64) if isinstance(seed, int) else seed
     matrices = affine_matrices(**draw_transforms(count, scheme, size, seed), size=size)
-    return warp(images, matrices, scheme_settings(scheme).get("fill_mode", "nearest"))
+    images = warp(images, matrices, settings.get("fill_mode", "nearest"))
+    if side := settings.get("cutout"):  # the square lies wholly inside; its grey, 127.5, is about the images' mean
+        corners = tf.random.stateless_uniform([2, count, 1], tf.random.fold_in(seed, 9), 0, size - side + 1, tf.int32)
+        rows, columns = tf.unstack((tf.range(size) >= corners) & (tf.range(size) < corners + side))  # each (B, size)
+        images = tf.where(rows[:, :, None, None] & columns[:, None, :, None], 127.5, images)
+    return images
 
 
 # ---------------------------------------------------------------- Fit: standardisation and ZCA whitening
@@ -209,7 +207,7 @@ def random_transform(images, scheme, seed):
 # images no two numbers of the result are correlated, and each has the variance 1. Many matrices do that. The one of
 # ZCA (zero-phase component analysis) changes the images least: one still sees what is in them, and edges stand out. It
 # takes an image apart into the directions in which the training images vary (found by principal component analysis,
-# PCA), scales each to the variance 1, and puts them together again.
+# PCA), scales the part in each direction to the variance 1, and puts the parts together again.
 # Its price is a matrix of 3072×3072 numbers, 38 MB. The WRN paper used it for some results. Later its authors wrote in
 # their repository that mean and standard deviation do better (results/README.md).
 
@@ -237,10 +235,10 @@ def zca_matrix(images, mean, epsilon):
         matrix = directions @ np.diag(1 / (deviations + epsilon / np.sqrt(N))) @ directions.T
 
     This is what today's ImageDataGenerator computes. (In 2018 it was 1 / sqrt(variances + epsilon). And X.T @ X / N is
-    not quite the covariance: each pixel is centred by the mean of its channel, not by its own.) One thing is different:
+    not quite the covariance: each pixel is centred by the mean of its channel, not its own.) One thing is different:
     directions in which the images do not vary are left out. They exist if there are fewer images than numbers per
     image, or if pixels repeat each other exactly. Their computed variance is rounding error, and dividing by its root
-    would ruin every image that is not in `images`. The limit is that of np.linalg.matrix_rank.
+    would ruin every image that is not in `images`. The limit is modelled on np.linalg.matrix_rank.
     """
     rows = images.reshape(len(images), -1)  # (N, H, W, C) -> (N, D)
     count, size = rows.shape
@@ -271,7 +269,7 @@ def standardiser(images, scheme):
         mean = np.zeros_like(mean)
 
     # Normalization computes (x − mean) / sqrt(variance). It could hold one mean and variance per channel, but gets one
-    # for each of the H·W·C numbers (axes 1, 2 and 3): the results are the same, and nothing has to be repeated.
+    # for each of the H·W·C numbers (axes 1, 2 and 3): the results are the same.
     mean_image, variance_image = (np.broadcast_to(values, images.shape[1:]) for values in (mean, std**2))
     normalise = layers.Normalization((1, 2, 3), mean=mean_image, variance=variance_image, dtype="float32")
     stack = [keras.Input(images.shape[1:]), normalise]
@@ -321,8 +319,8 @@ def training_batches(images, labels, scheme, batch_size, seed, first_epoch=0):
     #   counter     0, 1, …                                               the epochs (here of 391 steps)
     #   flat_map    (0, 0, indices), … (0, 390, indices), (1, 0, …), …    their steps, one epoch after the other
     #   map         (images, labels), (images, labels), …                 a batch for each step, on all processor cores
-    # prefetch makes batches ahead, so that the next epoch begins while this one's last batches are trained.
-    # AUTOTUNE: as many at a time, and as many ahead, as is worth it.
+    # prefetch makes batches ahead, so that the next epoch's first ones are made while the network still trains on this
+    # one's last. AUTOTUNE: tf.data chooses how many to make at a time, and how many ahead.
     steps = tf.data.Dataset.counter(first_epoch).flat_map(steps_of)
     return steps.map(make_batch, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
@@ -334,9 +332,9 @@ ONE_BY_ONE = (
     {"width_shift_range": 9, "height_shift_range": 9, "fill_mode": "reflect"},  # as far, by whole pixels: sharp
     {"rotation_range": 15},
     {"zoom_range": 0.2},  # in width and height independently
-    {"shear_range": 0.2},  # degrees: nothing to be seen
-    {"shear_range": 12},
+    {"shear_range": 12},  # degrees. With scheme 2's 0.2 there is nothing to be seen
     {"horizontal_flip": True},
+    {"cutout": 8},
 )
 
 
@@ -360,22 +358,22 @@ def with_transformed(image, scheme, count, seed=0):
 
 
 def plot_one_by_one(image, path):
-    """Write a figure to `path`: each row has one kind of transformation alone, of one uint8 image (H, W, C)."""
+    """Write a figure to `path`: each row shows one kind of transformation of one uint8 image (H, W, C)."""
     labels = ["\n".join(f"{keyword} = {value}" for keyword, value in scheme.items()) for scheme in ONE_BY_ONE]
     plot_rows([with_transformed(image, scheme, 7) for scheme in ONE_BY_ONE], path, labels, "original")
 
 
 def plot_augmentations(image, scheme, path):
-    """Write a figure of one uint8 image (H, W, C) and 20 random transformations of it to `path`, without whitening."""
+    """Write a figure to `path`: one uint8 image (H, W, C) and 20 random transformations of it, not whitened."""
     images = with_transformed(image, scheme, 20)
     plot_rows([images[:7], images[7:14], images[14:]], path, [""] * 3, "original")
 
 
 def plot_whitening(images, whitener, fitted_on, path):
-    """Write a figure of uint8 `images` (N, H, W, C), above, and what `whitener` makes of each, below, to `path`.
+    """Write a figure to `path`: uint8 `images` (N, H, W, C) above, and below what `whitener` makes of each.
 
     Whitened values have no limits, so those of each image are stretched to 0…1. Edges stand out. `fitted_on`: how many
-    images the whitener was fitted on. The figure says it if they are too few, as the sample's are, and leave noise.
+    images the whitener was fitted on. If they are too few, as in the sample, noise results, and the figure says so.
     """
     whitened = np.asarray(whitener(images))
     low, high = (function(whitened, axis=(1, 2, 3), keepdims=True) for function in (np.min, np.max))
@@ -385,17 +383,17 @@ def plot_whitening(images, whitener, fitted_on, path):
     plot_rows([images, (whitened - low) / (high - low)], path, ("original", label))
 
 
-# ---------------------------------------------------------------- Checks of what comes from outside
+# ---------------------------------------------------------------- The lesson ends here. Then: checks, the command line
 
 SWITCHES = ("featurewise_center", "featurewise_std_normalization", "zca_whitening", "horizontal_flip")
 NUMBERS = ("width_shift_range", "height_shift_range", "rotation_range", "shear_range", "zoom_range", "zca_epsilon")
-KEYWORDS = (*NUMBERS, *SWITCHES, "fill_mode")
+KEYWORDS = (*NUMBERS, *SWITCHES, "fill_mode", "cutout")
 
 
 def scheme_settings(scheme):
     """Return the dict of keyword arguments for `scheme`: a key of SCHEMES, or such a dict itself.
 
-    Raises data.UserError, a kind of ValueError, for an unknown scheme or keyword, and a value without a meaning here.
+    Raises data.UserError, a kind of ValueError, for an unknown scheme or keyword, or a value without a meaning here.
     """
     if not isinstance(scheme, dict) and scheme not in list(SCHEMES):
         raise UserError(f"scheme {scheme!r} does not exist; there are {', '.join(map(str, SCHEMES))}")
@@ -405,6 +403,8 @@ def scheme_settings(scheme):
             raise UserError(f"a scheme cannot have {name}; it may have {', '.join(KEYWORDS)}")
         if name == "fill_mode" and value not in ("reflect", "nearest"):
             raise UserError(f"fill_mode must be 'reflect' or 'nearest', not {value!r}")
+        if name == "cutout" and (type(value) is not int or not 1 <= value <= 32):
+            raise UserError(f"cutout must be a whole number of pixels from 1 to 32, not {value!r}")
         if name in SWITCHES and not isinstance(value, bool):
             raise UserError(f"{name} must be True or False, not {value!r}")
         if name in NUMBERS and (not isinstance(value, int | float) or isinstance(value, bool)):

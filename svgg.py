@@ -2,28 +2,28 @@
 
     python svgg.py          print the network, layer by layer
 
-If pydot and graphviz are installed, it also draws the graph (figures/svgg.png). The summary ends with
+If pydot and graphviz are installed, it also draws the network's graph (figures/svgg.png). The summary ends with
 
     Total params: 5,354,570 (20.43 MB)
     Trainable params: 5,352,778 (20.42 MB)
     Non-trainable params: 1,792 (7.00 KB)
 
 A convolution moves small grids of weights, its filters, over the image; what one filter finds is a feature map, or
-channel. A non-linearity such as ReLU follows it.
+channel. A non-linearity follows it, such as ReLU, which replaces negative values by 0.
 
 VGG's idea (Simonyan and Zisserman, https://arxiv.org/abs/1409.1556): filters no larger than 3×3 suffice if the network
-is deep enough. Two stacked 3×3 filters see 5×5 pixels, with fewer weights than one 5×5 filter and one more
-non-linearity. Two rules say how many filters. Layers whose outputs have the same height and width have equally many.
-Where these are halved, the number of filters is doubled, so that each layer costs about the same (VGG stops at 512).
+is deep enough. Two stacked 3×3 filters see 5×5 pixels, as one 5×5 filter does, but with fewer weights and one more
+non-linearity. Two rules set the number of filters. Layers with the same output size have equally many. Where height and
+width are halved, it is doubled, so that each layer costs about the same (VGG stops at 512).
 
-Why it mattered: in 2014, when other networks had larger filters or intricate modules, VGG came second in classifying
-ImageNet with nothing but plain layers, and more of them. The rule of thumb that is left: no filters larger than 3×3,
-and 1×1 where a convolution only has to change the number of channels.
+Why it mattered: in 2014, when other networks had larger filters or intricate modules, VGG came second in the
+ImageNet contest with nothing but plain layers, and more of them. The rule of thumb that remains: no filters larger than
+3×3, and 1×1 where a convolution only has to change the number of channels.
 
 Different from the paper: three blocks in place of five, one hidden dense layer of 1,024 in place of two of 4,096, and
-batch normalisation, which did not exist yet. Two remarks of the tutorial are mistaken. This network has not one block
-less than the paper's configuration B, but two. And VGG does not end with global average pooling, one average for each
-feature map: it flattens its last feature maps, like this network.
+batch normalisation, which did not exist yet. Two remarks of the tutorial are wrong: this network has two blocks fewer
+than the paper's configuration B, not one; and VGG does not end with global average pooling (one average for each
+feature map), but flattens its last feature maps, as here.
 
 Step 5 shows what the layers see in an image, which can explain a mistake (train.view_feature_maps).
 
@@ -40,17 +40,17 @@ from keras import layers
 def conv_layer(filters):
     """Return one convolution as a list of two Keras layers: Conv 3×3 with its ReLU, and batch normalisation.
 
-    ReLU replaces negative values by 0. Padding "same" keeps height and width. Batch normalisation shifts and scales
-    each channel to mean 0 and variance 1, which makes deep networks easier to train. While training it takes mean and
-    variance from the batch, and in evaluation running averages of them. Then each channel gets a learned scale and
-    shift. Normalising after the ReLU is the tutorial's order; the Wide ResNet of the next step normalises before it.
+    Padding "same" keeps height and width. Batch normalisation shifts and scales each channel to mean 0 and variance 1,
+    which makes deep networks easier to train. While training it takes mean and variance from the batch, and in
+    evaluation running averages of them. After that, each channel gets a learned scale and shift. Normalising after the
+    ReLU is the tutorial's order; the Wide ResNet of the next step normalises before it.
     """
     return [layers.Conv2D(filters, 3, padding="same", activation="relu"), layers.BatchNormalization()]
 
 
 def vgg_block(filters):
     """Return one block as a list of layers: two convolutions, then max pooling, which halves height and width."""
-    # MaxPooling2D(2) keeps the largest of each 2×2 values: whether a feature is there matters more than exactly where.
+    # MaxPooling2D(2) keeps the largest of each 2×2 square: that a feature is there matters more than exactly where.
     return [*conv_layer(filters), *conv_layer(filters), layers.MaxPooling2D(2)]
 
 
@@ -78,8 +78,8 @@ def build_svgg(drop_rate=0.5):
             # scales up the others, so that the sum stays about the same. So the next layer cannot rely on any single
             # input. In `evaluate` and `predict` dropout does nothing.
             layers.Dropout(drop_rate),
-            # Softmax: ten positive numbers that sum to 1. In float32 even if the layers before compute in float16: that
-            # has too few digits for small probabilities and their logarithms.
+            # Softmax: ten positive numbers that sum to 1. In float32 even if earlier layers use float16, which has
+            # too few digits for small probabilities and their logarithms.
             layers.Dense(len(CLASS_NAMES), activation="softmax", dtype="float32"),  # -> (B, 10)
         ],
         name="svgg",

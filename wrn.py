@@ -1,7 +1,7 @@
 """Step 4 of 5: a Wide Residual Network (Wide ResNet), with Keras's functional API.
 
     python wrn.py                                       print WRN-40-2, layer by layer
-    python wrn.py --num-convs 16 --full-resolution      another size; its first group keeps 32×32 pixels
+    python wrn.py --num-convs 16 --full-resolution      another size; its first layers keep 32×32 pixels
 
 If pydot and graphviz are installed, it also draws the network's graph (figures/wrn-40-2.png).
 
@@ -11,17 +11,17 @@ The summary ends with
     Trainable params: 2,262,986 (8.63 MB)
     Non-trainable params: 5,408 (21.12 KB)
 
-The words: a *miniblock* is a pair of convolutions, the *main path*, with a *shortcut* around it that adds its input to
-its output (the paper's "block"). A *group* is N miniblocks with feature maps of the same size (the tutorial's
-resnet_block). Take care: "residual path" is the tutorial's name for the shortcut, while in He et al. the residual is
-what the main path computes.
+The words: a *miniblock* (the paper's "block") is a pair of convolutions, the *main path*, and a *shortcut* around them:
+the input is added to the main path's output. A *group* (the tutorial's resnet_block) is N miniblocks with feature maps
+of the same size. Take care: "residual path" is the tutorial's name for the shortcut, while in He et al. the residual
+is what the main path computes.
 
 Why residual: beyond some depth, plain networks get worse even on the training set, although extra layers could learn to
 pass on their input unchanged (the identity). The usual explanation, and the tutorial's: the gradient shrinks on its way
-back through every layer (vanishing gradient). The shortcut gives the gradient a short path and leaves the main path
-only the difference between output and input to learn. With it networks of hundreds of layers can be trained (He et al.,
-https://arxiv.org/abs/1512.03385). He et al. themselves think that vanishing gradients are unlikely to be the cause once
-there is batch normalisation.
+back through every layer (vanishing gradient). The shortcut gives the gradient a short path, and the main path
+only has to learn the difference between output and input. With it networks of hundreds of layers can be trained (He et
+al., https://arxiv.org/abs/1512.03385). He et al. themselves think that vanishing gradients are unlikely to be the cause
+once there is batch normalisation.
 
 Why wide: in very deep residual networks many miniblocks contribute little. The shortcut leads around each of them, so
 any one can be left out with hardly any harm. Fewer, wider miniblocks do as well or better and train much faster; a wide
@@ -39,13 +39,13 @@ number of filters.
 WRN-n-K counts n convolutions: three groups × N miniblocks × 2, and four more, which are the first one and the 1×1
 shortcut of each group. So n = 6N + 4. WRN-40-2 has N = 6 and less than half of the parameters of the simplified VGG;
 the tutorial finds it three points more accurate. No filter is larger than 3×3. (Deeper ResNets save arithmetic with a
-bottleneck: a 1×1 convolution before the 3×3 one reduces the number of channels, and one after it restores it. Here
+bottleneck: a 1×1 convolution before the 3×3 one reduces the number of channels, and another after it restores it. Here
 width is wanted.)
 
 Like the tutorial and unlike the paper: the first group already halves the image (`full_resolution` keeps 32×32, as the
-paper does: finer detail for four times the arithmetic); convolutions have biases, although batch normalisation makes
-most of them redundant; there is a Dense layer of 128 before the classes; dropout drops whole feature maps. The
-paper's WRN-40-2 has 2,248,954 parameters, as Keras counts (with the running averages of batch normalisation).
+paper does: finer detail for about four times the arithmetic); convolutions have biases, although batch normalisation
+makes most of them redundant; there is a Dense layer of 128 before the classes; dropout drops whole feature maps. The
+paper's WRN-40-2 has 2,248,954 parameters, as Keras counts them (with the running averages of batch normalisation).
 
 Shapes: B images in a batch; height × width × channels. N miniblocks per group; K the widening factor.
 """
@@ -57,8 +57,8 @@ import keras
 from keras import layers
 
 # The functional API: a layer is a function of a tensor. In layers.Conv2D(16, 3)(x) the first parentheses make the
-# layer, the second ones apply it to the tensor x. A network with branches needs that: a tensor with a name can be the
-# input of two layers, and layers.Add() merges two tensors. (Several inputs and outputs are possible too.)
+# layer, the second ones apply it to the tensor x. A network with branches needs that: a tensor kept in a variable can
+# be the input of two layers, and layers.Add() merges two tensors. (Several inputs and outputs are possible too.)
 
 
 def bn_relu(x):
@@ -67,7 +67,7 @@ def bn_relu(x):
 
 
 def conv(x, filters, size=3, strides=1):
-    """Return x after a convolution with size×size filters; `strides` 2 halves height and width."""
+    """Return x after a convolution with size×size filters; strides=2 halves height and width."""
     return layers.Conv2D(filters, size, strides=strides, padding="same")(x)
 
 
@@ -77,7 +77,7 @@ def resnet_input_block(images):
 
 
 def first_miniblock(block_input, filters, downsampling, drop_rate):
-    """Change the size and the number of channels: (B, H, W, any) -> (B, H/downsampling, W/downsampling, filters).
+    """Begin a group: (B, H, W, any) -> (B, H/downsampling, W/downsampling, filters).
 
     The input block or the group before ends in batch normalisation and ReLU, so the convolutions can begin at once.
     """
@@ -92,7 +92,7 @@ def first_miniblock(block_input, filters, downsampling, drop_rate):
 
 
 def further_miniblock(block_input, filters, drop_rate):
-    """Keep the shape: (B, H, W, filters) -> (B, H, W, filters).
+    """Continue a group: (B, H, W, filters) -> (B, H, W, filters).
 
     Within a group batch normalisation and ReLU come before each convolution ("pre-activation",
     https://arxiv.org/abs/1603.05027); after the sum they come only at the end of the group. So nothing alters what is
@@ -106,7 +106,7 @@ def further_miniblock(block_input, filters, drop_rate):
 
 
 def resnet_block(x_in, num_filters, num_miniblocks, downsampling, drop_rate):
-    """Return x_in after what we call a group (the function has the tutorial's name): N miniblocks.
+    """Return x_in after one group of N miniblocks; the function has the tutorial's name.
 
     (B, H, W, any) -> (B, H/downsampling, W/downsampling, num_filters)
     """
@@ -131,19 +131,19 @@ def build_wrn(num_convs=40, k_factor=2, drop_rate=0.0, full_resolution=False):
     """Return the network WRN-`num_convs`-`k_factor` as an untrained keras.Model: (B, 32, 32, 3) -> (B, 10).
 
     It takes standardised images (see augment.standardiser).
-    num_convs: n = 6N + 4 with N from 1: 10, 16, 22, 28, 34, 40, …; k_factor: K from 1; drop_rate: 0 <= rate < 1;
+    num_convs: n = 6N + 4, N >= 1: 10, 16, 22, 28, 34, 40, …; k_factor: whole, K >= 1; drop_rate: 0 <= rate < 1;
     full_resolution: the first group keeps 32×32 pixels, so that the maps of all groups are twice as high and wide.
     Raises data.UserError, a kind of ValueError, for any other value.
 
     Dropout regularises: it makes memorising hard. Batch normalisation is there to ease optimisation, but its noisy
-    means and variances regularise a little too. So whether dropout still helps depends on the other settings. The paper
-    drops single values and gains a little in 200 epochs. In our ten epochs a rate of 0.3 lowered the accuracy of
-    WRN-16-2 by 5.6 points (results/README.md).
+    means and variances regularise a little too, so dropout may add little. The paper drops single values, not maps,
+    and gains a little in 200 epochs. In our ten epochs a rate of 0.3 lowered the accuracy of WRN-16-2 by 5.6 points
+    (results/README.md).
     """
     num_miniblocks = (num_convs - 4) // 6
     if num_miniblocks < 1 or num_convs != 6 * num_miniblocks + 4:
         raise UserError(f"a WRN has 6N + 4 convolutions (10, 16, 22, 28, 34, 40, ...), not {num_convs}")
-    if k_factor < 1:
+    if k_factor < 1 or k_factor != int(k_factor):
         raise UserError(f"the widening factor K must be a whole number from 1, not {k_factor}")
     if not 0 <= drop_rate < 1:
         raise UserError(f"the drop rate must be at least 0 and below 1, not {drop_rate}")

@@ -98,6 +98,7 @@ REFUSED = {
     "a keyword without effect here": ({"vertical_flip": True}, "vertical_flip"),
     "a pair": ({"zoom_range": (0.5, 1.0)}, "zoom_range"),
     "a number as a switch": ({"zca_whitening": 1}, "True or False"),
+    "half a pixel": ({"cutout": 0.5}, "whole number"),
     "another fill": ({"fill_mode": "constant"}, "reflect"),
 }
 
@@ -152,6 +153,20 @@ def test_random_transform_does_to_the_pixels_what_it_draws(sample, scheme):
     ours = augment.random_transform(images, scheme, seed=5)
     assert (ours.dtype, ours.shape) == (tf.float32, images.shape)
     assert_pixels_of_keras(ours, images, drawn_by_us(40, scheme, seed=5), fill_mode)
+
+
+def test_cutout_hides_one_square_in_each_image_anywhere_and_nothing_else(sample):
+    images = sample.x_train[:, :16, :16]
+    uncut, cut = (augment.random_transform(images, scheme, seed=5).numpy() for scheme in (4, 5))
+    hidden = (uncut != cut).any(-1)  # pixels are shifted by whole ones, so none was 127.5
+    assert (cut[hidden] == 127.5).all()
+    assert (hidden.sum((1, 2)) == 64).all()
+    rows, columns = hidden.any(2), hidden.any(1)
+    assert (rows.sum(1) == 8).all()  # 64 pixels in eight rows and eight columns: a square
+    assert (columns.sum(1) == 8).all()
+    corners = np.unique(9 * rows.argmax(1) + columns.argmax(1), return_counts=True)[1]
+    assert len(corners) == 9**2  # each of the places where it fits, as often as any other
+    assert stats.chisquare(corners).pvalue > 0.001
 
 
 # ---------------------------------------------------------------- Define: the random draws
