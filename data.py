@@ -97,7 +97,7 @@ def load_cifar10(source=None):
         x_test, y_test = batches[5]
     # The last tenth is the validation split. It has all classes: the official images are in random order, the sample's
     # labels are 0, 1, 2 … 9 in turn, and load_npz shuffles. A fixed split makes runs comparable.
-    cut = len(x_train) - max(1, len(x_train) // 10)
+    cut = max(1, len(x_train) - max(1, len(x_train) // 10))
     return Cifar10(x_train[:cut], y_train[:cut], x_train[cut:], y_train[cut:], x_test, y_test)
 
 

@@ -92,6 +92,7 @@ def test_npz_sorted_by_class_is_split_at_random_and_each_time_in_the_same_way(tm
     assert_same([SAMPLE.y_test[found]], [np.concatenate([loaded.y_train, loaded.y_val])])
     assert_same(loaded[4:], (IMAGES, LABELS))
     assert len(load_npz(tmp_path / "a.npz", x_train=IMAGES[:2], y_train=LABELS[:2]).x_val) == 1  # never none
+    assert len(load_npz(tmp_path / "a.npz", x_train=IMAGES[:1], y_train=LABELS[:1]).x_train) == 1
 
 
 class Trap:

@@ -165,6 +165,7 @@ REFUSED = {
     "15 convolutions": (lambda: wrn.build_wrn(15), "6N"),
     "4 convolutions": (lambda: wrn.build_wrn(4), "6N"),
     "K of 0": (lambda: wrn.build_wrn(10, 0), "widening"),
+    "K of 1.5": (lambda: wrn.build_wrn(10, 1.5), "widening"),
     "a WRN that drops everything": (lambda: wrn.build_wrn(10, 1, 1.0), "drop rate"),
     "a VGG that drops everything": (lambda: svgg.build_svgg(1), "drop rate"),
     "maps that are not square": (lambda: wrn.resnet_output_block(keras.Input((4, 8, 16))), "square"),
