@@ -315,7 +315,7 @@ def evaluate_performance(model, history, run_dir, x_test, y_test):
         "images_per_second": config["data"]["train_count"] / seconds,
     }
     write(run_dir / "metrics.json", json.dumps(metrics, indent=2) + "\n")
-    plot_histories({"/".join(run_dir.resolve().parts[-2:]): history}, run_dir / "curves.png")
+    plot_histories({run_dir.resolve().name: history}, run_dir / "curves.png")
     at_end, at_best = ("  <- the result", "") if chosen_on_them else ("", "  <- the result")
     chosen_on = f"the {split} set: optimistic" if chosen_on_them else "validation images"
     print(f"{split.title()} accuracy, end-of-training weights:   {end:.4f}{at_end}  (model.keras)")
