@@ -40,13 +40,13 @@ from matplotlib.figure import Figure
 #
 # A scheme is a dict: eleven keyword arguments of ImageDataGenerator, and one of our own, are possible:
 #
-#   width_shift_range, height_shift_range    the largest shift: a float below 1 is a fraction of the image's side, a
-#                                            larger float is pixels. An int means whole pixels; 5 is up to 4
+#   width_shift_range, height_shift_range    the largest shift: width up or down, height left or right (as in Keras).
+#                                            A float is pixels, below 1 a share of the side. Int 5: whole ones, up to 4
 #   rotation_range, shear_range              the largest angle, in degrees
 #   zoom_range                               0.2: factors from 0.8 to 1.2, in width and height independently
 #   horizontal_flip                          True: half of the images, drawn at random, are mirrored
 #   fill_mode                                what fills the gaps at the edges: "reflect" or "nearest", see warp
-#   cutout                                   our own: paint a square with this side, in pixels, grey, at a random place
+#   cutout                                   our own: a grey square, its side this many pixels, at a random place
 #   featurewise_center                       True: subtract the mean
 #   featurewise_std_normalization            True: and divide by the standard deviation
 #   zca_whitening                            True: whiten (see "Fit")
@@ -93,15 +93,15 @@ SCHEMES = {
 # Scheme 3 with shifts as in the paper: by whole pixels, at most 4 (it pads by 4 mirrored pixels, then crops 32×32 at
 # random). Whole pixels keep the image sharp, while a shift by half a pixel averages neighbours.
 SCHEMES[4] = SCHEMES[3] | {"width_shift_range": 5, "height_shift_range": 5}
-# Scheme 4, with a different part of each image hidden in each epoch: harder to memorise (https://arxiv.org/abs/1708.04552).
+# Scheme 4, a different part of each image hidden in each epoch: harder to memorise (https://arxiv.org/abs/1708.04552).
 SCHEMES[5] = SCHEMES[4] | {"cutout": 8}
 
 
 # ---------------------------------------------------------------- Define: one transformation of one image
 #
 # Rotation, shift, shear, zoom and flip are each a 3×3 matrix on coordinates (x, y, 1), x to the right and y downwards;
-# the 1 lets a matrix add a shift. Multiplied together they are one matrix, and the image needs resampling, which blurs,
-# only once. A matrix says for each pixel of the output where in the input to look.
+# the 1 lets a matrix add a shift. Their product is one matrix, so that the image is resampled only once: resampling
+# blurs. A matrix says for each pixel of the output where in the input to look.
 
 
 def affine_matrices(theta, tx, ty, shear, zx, zy, flip_horizontal, size):
@@ -194,10 +194,10 @@ def random_transform(images, scheme, seed):
     seed = tf.constant([seed, 0], tf.int64) if isinstance(seed, int) else seed
     matrices = affine_matrices(**draw_transforms(count, scheme, size, seed), size=size)
     images = warp(images, matrices, settings.get("fill_mode", "nearest"))
-    if side := settings.get("cutout"):  # the square lies wholly inside; its grey, 127.5, is about the images' mean
+    if side := settings.get("cutout"):  # corners: first row and column of a square inside; fold_in: a new seed
         corners = tf.random.stateless_uniform([2, count, 1], tf.random.fold_in(seed, 9), 0, size - side + 1, tf.int32)
-        rows, columns = tf.unstack((tf.range(size) >= corners) & (tf.range(size) < corners + side))  # each (B, size)
-        images = tf.where(rows[:, :, None, None] & columns[:, None, :, None], 127.5, images)
+        rows, columns = tf.unstack((tf.range(size) >= corners) & (tf.range(size) < corners + side))  # masks (B, size)
+        images = tf.where(rows[:, :, None, None] & columns[:, None, :, None], 127.5, images)  # grey, about the mean
     return images
 
 
@@ -249,7 +249,7 @@ def zca_matrix(images, mean, epsilon):
     variances, directions = np.linalg.eigh(covariance)
     varying = variances > variances.max() * max(count, size) * np.finfo(float).eps  # above the rounding error
     directions, deviations = directions[:, varying], np.sqrt(variances[varying])
-    return (directions / (deviations + epsilon / np.sqrt(count))) @ directions.T
+    return (directions / (deviations + epsilon / np.sqrt(count))) @ directions.T  # `/` divides column by column
 
 
 def standardiser(images, scheme):
@@ -268,8 +268,8 @@ def standardiser(images, scheme):
     if not (settings.get("featurewise_center") or scales or whitens):  # scaling and whitening imply centring
         mean = np.zeros_like(mean)
 
-    # Normalization computes (x − mean) / sqrt(variance). It could hold one mean and variance per channel, but gets one
-    # for each of the H·W·C numbers (axes 1, 2 and 3): the results are the same.
+    # Normalization computes (x − mean) / sqrt(variance). One mean and variance per channel would do, but one for each
+    # of the H·W·C numbers (axes 1, 2 and 3) gives the same results faster.
     mean_image, variance_image = (np.broadcast_to(values, images.shape[1:]) for values in (mean, std**2))
     normalise = layers.Normalization((1, 2, 3), mean=mean_image, variance=variance_image, dtype="float32")
     stack = [keras.Input(images.shape[1:]), normalise]
@@ -319,8 +319,8 @@ def training_batches(images, labels, scheme, batch_size, seed, first_epoch=0):
     #   counter     0, 1, …                                               the epochs (here of 391 steps)
     #   flat_map    (0, 0, indices), … (0, 390, indices), (1, 0, …), …    their steps, one epoch after the other
     #   map         (images, labels), (images, labels), …                 a batch for each step, on all processor cores
-    # prefetch makes batches ahead, so that the next epoch's first ones are made while the network still trains on this
-    # one's last. AUTOTUNE: tf.data chooses how many to make at a time, and how many ahead.
+    # prefetch makes batches ahead: the first of the next epoch while the network still trains on the last of this one.
+    # AUTOTUNE: tf.data chooses how many to make at a time, and how many ahead.
     steps = tf.data.Dataset.counter(first_epoch).flat_map(steps_of)
     return steps.map(make_batch, tf.data.AUTOTUNE).prefetch(tf.data.AUTOTUNE)
 
@@ -370,7 +370,7 @@ def plot_augmentations(image, scheme, path):
 
 
 def plot_whitening(images, whitener, fitted_on, path):
-    """Write a figure to `path`: uint8 `images` (N, H, W, C) above, and below what `whitener` makes of each.
+    """Write a figure to `path`: uint8 `images` (N, H, W, C), and in a second row what `whitener` makes of them.
 
     Whitened values have no limits, so those of each image are stretched to 0…1. Edges stand out. `fitted_on`: how many
     images the whitener was fitted on. If they are too few, as in the sample, noise results, and the figure says so.
@@ -407,8 +407,8 @@ def scheme_settings(scheme):
             raise UserError(f"cutout must be a whole number of pixels from 1 to 32, not {value!r}")
         if name in SWITCHES and not isinstance(value, bool):
             raise UserError(f"{name} must be True or False, not {value!r}")
-        if name in NUMBERS and (not isinstance(value, int | float) or isinstance(value, bool)):
-            raise UserError(f"{name} must be a single number, not {value!r}")
+        if name in NUMBERS and (not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0):
+            raise UserError(f"{name} must be a single number from 0, not {value!r}")
     return settings
 
 

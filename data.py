@@ -202,7 +202,7 @@ def read_files(path):
 
 
 def load_npz(path):
-    """Return x_train, y_train, x_test, y_test from an .npz file with these names, such as Keras's mnist.npz."""
+    """Return x_train, y_train, x_test, y_test from an .npz file that has these four arrays."""
     try:
         with np.load(path, allow_pickle=False) as file:  # an array of Python objects would be a pickle
             x_train, y_train, x_test, y_test = (file[name] for name in ("x_train", "y_train", "x_test", "y_test"))

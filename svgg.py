@@ -42,8 +42,8 @@ def conv_layer(filters):
 
     Padding "same" keeps height and width. Batch normalisation shifts and scales each channel to mean 0 and variance 1,
     which makes deep networks easier to train. While training it takes mean and variance from the batch, and in
-    evaluation running averages of them. After that, each channel gets a learned scale and shift. Normalising after the
-    ReLU is the tutorial's order; the Wide ResNet of the next step normalises before it.
+    evaluation running averages of them. Its last step is a learned scale and shift for each channel. Normalising after
+    the ReLU is the tutorial's order; the Wide ResNet of the next step normalises before it.
     """
     return [layers.Conv2D(filters, 3, padding="same", activation="relu"), layers.BatchNormalization()]
 
@@ -78,8 +78,8 @@ def build_svgg(drop_rate=0.5):
             # scales up the others, so that the sum stays about the same. So the next layer cannot rely on any single
             # input. In `evaluate` and `predict` dropout does nothing.
             layers.Dropout(drop_rate),
-            # Softmax: ten positive numbers that sum to 1. In float32 even if earlier layers use float16, which has
-            # too few digits for small probabilities and their logarithms.
+            # Softmax: ten positive numbers that sum to 1. In float32 even if earlier layers use float16, in which
+            # small probabilities become 0, and 0 has no logarithm.
             layers.Dense(len(CLASS_NAMES), activation="softmax", dtype="float32"),  # -> (B, 10)
         ],
         name="svgg",

@@ -11,10 +11,10 @@ The summary ends with
     Trainable params: 2,262,986 (8.63 MB)
     Non-trainable params: 5,408 (21.12 KB)
 
-The words: a *miniblock* (the paper's "block") is a pair of convolutions, the *main path*, and a *shortcut* around them:
-the input is added to the main path's output. A *group* (the tutorial's resnet_block) is N miniblocks with feature maps
-of the same size. Take care: "residual path" is the tutorial's name for the shortcut, while in He et al. the residual
-is what the main path computes.
+The words: a *miniblock* (the paper's "block") is two convolutions (the *main path*) and a *shortcut* around them: the
+input is added to the main path's output. A *group* (the tutorial's resnet_block) is N miniblocks with feature maps of
+the same size. Take care: "residual path" is the tutorial's name for the shortcut. In the paper of He and others (below)
+the residual is what the main path computes.
 
 Why residual: beyond some depth, plain networks get worse even on the training set, although extra layers could learn to
 pass on their input unchanged (the identity). The usual explanation, and the tutorial's: the gradient shrinks on its way
@@ -24,8 +24,8 @@ al., https://arxiv.org/abs/1512.03385). He et al. themselves think that vanishin
 once there is batch normalisation.
 
 Why wide: in very deep residual networks many miniblocks contribute little. The shortcut leads around each of them, so
-any one can be left out with hardly any harm. Fewer, wider miniblocks do as well or better and train much faster; a wide
-network of few layers rivals one of a thousand thin ones. Zagoruyko and Komodakis (https://arxiv.org/abs/1605.07146)
+any one can be left out with hardly any harm. Fewer, wider miniblocks do as well or better and train much faster: a few
+wide layers rival a thousand thin ones. Zagoruyko and Komodakis (https://arxiv.org/abs/1605.07146)
 name three factors: the convolutions per miniblock (two are best), N miniblocks per group, and K, which multiplies the
 number of filters.
 
@@ -36,8 +36,8 @@ number of filters.
     group 3    the same                                    4×4×64K      8×8×64K
     output     average of each map, Dense 128, Dense 10    10           10
 
-WRN-n-K counts n convolutions: three groups × N miniblocks × 2, and four more, which are the first one and the 1×1
-shortcut of each group. So n = 6N + 4. WRN-40-2 has N = 6 and less than half of the parameters of the simplified VGG;
+WRN-n-K counts n convolutions: three groups × N miniblocks × 2, and four more: the network's first convolution, and one
+1×1 shortcut in each group. So n = 6N + 4. WRN-40-2 has N = 6 and less than half of the simplified VGG's parameters;
 the tutorial finds it three points more accurate. No filter is larger than 3×3. (Deeper ResNets save arithmetic with a
 bottleneck: a 1×1 convolution before the 3×3 one reduces the number of channels, and another after it restores it. Here
 width is wanted.)
@@ -95,8 +95,8 @@ def further_miniblock(block_input, filters, drop_rate):
     """Continue a group: (B, H, W, filters) -> (B, H, W, filters).
 
     Within a group batch normalisation and ReLU come before each convolution ("pre-activation",
-    https://arxiv.org/abs/1603.05027); after the sum they come only at the end of the group. So nothing alters what is
-    on the shortcut: each miniblock only adds to it.
+    https://arxiv.org/abs/1603.05027), on the main path. On the shortcut they come only after the group's last sum. So
+    nothing alters what is on the shortcut: each miniblock only adds to it.
     """
     main_path = conv(bn_relu(block_input), filters)
     # In the first miniblock dropout follows the ReLU, here the convolution; both as in the tutorial.

@@ -7,6 +7,7 @@ float64, where ImageDataGenerator's float32 is too coarse or divides by almost n
 import itertools
 from pathlib import Path
 
+import helpers
 import keras
 import numpy as np
 import pytest
@@ -70,8 +71,8 @@ def drawn_by_keras(count, scheme):
 
 # ---------------------------------------------------------------- Define: the schemes
 
-# What schemes 1 to 3 are in the tutorial, and scheme 4 after the paper's crops of an image padded by 4: the largest
-# shift in pixels of 32, rotation and shear in degrees, zoom; how the border is filled; and the standardising.
+# What schemes 1 to 3 are in the tutorial, and scheme 4 after the paper's crops of an image padded by 4. In this
+# order: the largest shift (pixels), rotation, shear (degrees) and zoom; how the border is filled; the standardising.
 WHITEN, SCALE = {"zca_whitening": True, "zca_epsilon": 1e-6}, {"featurewise_std_normalization": True}
 SCHEMES = {
     1: (8, 0, 0, 0, "reflect", WHITEN),
@@ -95,10 +96,11 @@ def test_scheme_draws_what_the_tutorial_says_and_half_the_images_are_flipped(sch
 
 REFUSED = {
     "an unknown key": ("1", "exist"),
-    "a keyword without effect here": ({"vertical_flip": True}, "vertical_flip"),
+    "a keyword that no scheme has": ({"vertical_flip": True}, "vertical_flip"),
     "a pair": ({"zoom_range": (0.5, 1.0)}, "zoom_range"),
     "a number as a switch": ({"zca_whitening": 1}, "True or False"),
     "half a pixel": ({"cutout": 0.5}, "whole number"),
+    "a negative range": ({"rotation_range": -15}, "from 0"),
     "another fill": ({"fill_mode": "constant"}, "reflect"),
 }
 
@@ -164,6 +166,8 @@ def test_cutout_hides_one_square_in_each_image_anywhere_and_nothing_else(sample)
     rows, columns = hidden.any(2), hidden.any(1)
     assert (rows.sum(1) == 8).all()  # 64 pixels in eight rows and eight columns: a square
     assert (columns.sum(1) == 8).all()
+    other = (augment.random_transform(images, {"cutout": 8}, seed=6).numpy() == 127.5).all(-1)
+    assert (other != hidden).any((1, 2)).mean() > 0.9  # another seed, other squares
     corners = np.unique(9 * rows.argmax(1) + columns.argmax(1), return_counts=True)[1]
     assert len(corners) == 9**2  # each of the places where it fits, as often as any other
     assert stats.chisquare(corners).pvalue > 0.001
@@ -222,6 +226,7 @@ STANDARDISING = {
     "scale implies centre": (SCALE, SCALE),
     **{f"scheme {key}": (key, settings | UNCHANGED) for key, (*_, settings) in SCHEMES.items()},
     "whitening replaces scaling": (SCALE | {"zca_whitening": True}, WHITEN),
+    "a large epsilon": (WHITEN | {"zca_epsilon": 100.0},) * 2,
 }
 
 
@@ -304,7 +309,7 @@ def test_epoch_has_every_image_once_with_its_label_in_a_new_order(count, sizes):
     """All pixels of an image hold its number, and the label follows from it."""
     images = np.full((count, 4, 4, 3), np.arange(count)[:, None, None, None], np.uint8)
     labels = np.arange(count) * 7 % 10
-    orders = [list(range(count))]  # none of them is unshuffled
+    orders = [list(range(count))]  # the order without shuffling: no epoch may have it
     for seed in (0, 1):
         batches = augment.training_batches(images, labels[:, None], UNCHANGED, 16, seed)
         for epoch in epochs_of(3, len(sizes), batches):
@@ -327,13 +332,13 @@ def test_transformations_differ_between_images_steps_epochs_and_seeds(sample):
     assert all(np.abs(a - b).max() > 1 for a, b in itertools.combinations(seen, 2))
 
 
-@pytest.mark.parametrize("seed", [3, 2**40])
-def test_batches_follow_from_seed_epoch_and_step_and_nothing_that_came_before(sample, seed):
+@pytest.mark.parametrize(("scheme", "seed"), [(2, 3), (5, 2**40)])
+def test_batches_follow_from_seed_epoch_and_step_and_nothing_that_came_before(sample, scheme, seed):
     """From a later epoch on they are the same to the last bit, whatever other random numbers were drawn."""
     images, labels = sample.x_train[:40], sample.y_train[:40]
-    whole = epochs_of(4, 3, augment.training_batches(images, labels, 2, 16, seed))
+    whole = epochs_of(4, 3, augment.training_batches(images, labels, scheme, 16, seed))
     keras.utils.set_random_seed(99)
-    later = augment.training_batches(images, labels, 2, 16, seed, first_epoch=2)
+    later = augment.training_batches(images, labels, scheme, 16, seed, first_epoch=2)
     for batch, expected in zip(itertools.chain(*epochs_of(2, 3, later)), whole[2] + whole[3], strict=True):
         for array, other in zip(batch, expected, strict=True):
             np.testing.assert_array_equal(array, other)
@@ -352,7 +357,7 @@ def test_script_draws_the_second_image_by_three_schemes_and_says_why_the_whiteni
 ):
     figures = {}
     monkeypatch.setattr(Figure, "savefig", lambda figure, path: figures.update({Path(path).name: figure}))
-    monkeypatch.setattr(augment, "standardiser", lambda *_: np.negative)  # takes seconds
+    monkeypatch.setattr(augment, "standardiser", lambda _, scheme: {1: np.invert}[scheme])  # ours takes seconds
     augment.main(["--data", "sample", "--out", str(tmp_path)])
     assert list(figures) == ["augmentations.png", *(f"augmented_scheme{n}.png" for n in (1, 2, 4)), "whitening.png"]
     for scheme in (1, 2, 4):
@@ -360,5 +365,14 @@ def test_script_draws_the_second_image_by_three_schemes_and_says_why_the_whiteni
         np.testing.assert_array_equal(shown[0], sample.x_train[1])
         expected = augment.random_transform(sample.x_train[[1] * 20], scheme, seed=0)
         assert np.abs(shown[1:] - expected).max() <= 0.5  # rounded to bytes, and not whitened
-    assert {(x.min(), x.max()) for x in pictures_of(figures["whitening.png"])[8:]} == {(0, 1)}
+    rows = np.reshape(figures["augmentations.png"].axes, (-1, 8))
+    for row, scheme in zip(rows, augment.ONE_BY_ONE, strict=True):
+        expected = augment.random_transform(sample.x_train[[1] * 7], scheme, seed=0)
+        assert np.abs(row[7].images[0].get_array() - expected[6]).max() <= 0.5
+    shown = pictures_of(figures["whitening.png"])
+    for image, inverted in zip(shown[:8], shown[8:], strict=True):
+        np.testing.assert_allclose(inverted, (image.max() - image) / np.ptp(image), atol=1e-6)
     assert "noise" in figures["whitening.png"].axes[8].get_ylabel().lower()
+    augment.plot_whitening(sample.x_train[:2], np.invert, 3072, tmp_path / "enough.png")
+    assert "noise" not in figures["enough.png"].axes[2].get_ylabel().lower()
+    augment.main(["--data", helpers.save_data(tmp_path / "one.npz", 1, 1), "--out", str(tmp_path)])

@@ -163,12 +163,6 @@ def test_good_arrays_pass_with_labels_as_one_row_of_int64_and_others_are_refused
             data.check_data(IMAGES, labels, "x_val", "y_val")
 
 
-def test_onehot_has_a_one_at_the_label_and_zeros_elsewhere():
-    onehot = data.get_onehot(LABELS[2:4])
-    assert onehot.dtype == np.float32
-    assert onehot.tolist() == [[0, 0, 1, 0, 0, 0, 0, 0, 0, 0], [0, 0, 0, 1, 0, 0, 0, 0, 0, 0]]
-
-
 def test_fingerprint_is_that_of_recorded_runs_and_differs_if_a_value_a_shape_or_the_order_differs():
     recorded = "428eb47019bea07fa3e3e86972a5df8c1e65844096cce07f9b61000ab740355c"
     assert data.fingerprint(np.asfortranarray(array) for array in SAMPLE[:4]) == recorded
@@ -179,7 +173,7 @@ def test_fingerprint_is_that_of_recorded_runs_and_differs_if_a_value_a_shape_or_
 
 @pytest.fixture
 def cached(tmp_path, monkeypatch):
-    """The archive in Keras's cache, once there. The first of two servers lacks it, the second has the sample's."""
+    """The path of the archive in Keras's cache. Of two servers the first lacks it; the second has the sample's."""
     assert {data.SHA256, data.URLS[1]} < set(keras.datasets.cifar10.load_data.__code__.co_consts)  # Keras's own archive
     (tmp_path / "good").write_bytes(ARCHIVE)
     monkeypatch.setattr(data, "URLS", [(tmp_path / name).as_uri() for name in ("missing", "good")])
@@ -220,9 +214,9 @@ def test_figure_shows_the_first_eight_images_of_each_class_in_its_row(tmp_path, 
 def test_network_is_drawn_below_the_home_folder_or_the_missing_packages_are_named(tmp_path, monkeypatch, capsys):
     monkeypatch.setenv("HOME", str(tmp_path))
     network = keras.Sequential([keras.Input((4,)), keras.layers.Dense(2)], name="small")
-    monkeypatch.setattr(keras.utils, "plot_model", lambda model, path, **_: path.write_text(model.name))
+    monkeypatch.setattr(keras.utils, "plot_model", lambda model, path, **how: path.write_text(f"{model.name} {how}"))
     data.draw_network(network, "~/new/folder")
-    assert (tmp_path / "new" / "folder" / "small.png").read_text() == "small"
+    assert (tmp_path / "new" / "folder" / "small.png").read_text().startswith("small {'show_shapes': True")
     monkeypatch.setattr(keras.utils, "plot_model", lambda *_, **__: exec("raise ImportError"))
     data.draw_network(network, tmp_path)
     assert "pip install pydot" in capsys.readouterr().out

@@ -57,7 +57,7 @@ def test_each_exercise_changes_one_setting():
     command, last = re.search(r"`(python train.py [^`]*)`", section("Exercises"))[1], ""
     for line in re.findall(r"^\d\. (.*)$", section("Exercises"), re.MULTILINE):
         first, *more = re.findall("`(--[^`]+)`", line)
-        one, last = (first, f"{first} {more[0]}") if more else (last, f"{last} {first}")  # "as the last one ended"
+        one, last = (first, f"{first} {more[0]}") if more else (last, f"{last} {first}")  # "With all flags of …"
         one, two = settings_of(f"{command} {one}"), settings_of(f"{command} {last}")
         assert len([name for name in one if one[name] != two[name]]) == 1, line
 
