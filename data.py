@@ -14,11 +14,11 @@ The last lines on the screen, for the full data set:
     Eight images of each class: figures/samples.png
 
 CIFAR-10 is 60,000 colour images of 32×32 pixels in ten classes, 6,000 images per class: 10,000 for testing, and 50,000
-for training, of which we set the last 5,000 apart for validation. They are a labelled part of the 80 Million Tiny
-Images, collected by A. Krizhevsky, V. Nair and G. Hinton (https://www.cs.toronto.edu/~kriz/cifar.html).
+for training, of which we set the last 5,000 apart for validation. They were chosen from the 80 Million Tiny Images and
+labelled by A. Krizhevsky, V. Nair and G. Hinton (https://www.cs.toronto.edu/~kriz/cifar.html).
 
-The tutorial (R. Marchildon, 2018, see README.md) unpickles the files of a folder, which makes Python objects of them,
-whatever they are. Here a file is unpickled only if its checksum says that it is one of the published files. (CIFAR-10
+The tutorial (R. Marchildon, 2018, see README.md) unpickles whatever files lie in a folder, which can run any program
+(see load_batch). Here a file is unpickled only if its checksum says that it is one of the published files. (CIFAR-10
 calls its files batches; they have nothing to do with the batches of training.)
 
 Shapes: N images, H = W = 32 pixels, C = 3 channels (red, green, blue).
@@ -95,9 +95,9 @@ def load_cifar10(source=None):
         x_train = np.concatenate([images for images, _ in batches[:5]])
         y_train = np.concatenate([labels for _, labels in batches[:5]])
         x_test, y_test = batches[5]
-    # The last tenth is the validation split. It has all classes: the official images are in random order, the sample's
-    # labels are 0, 1, 2 … 9 in turn, and load_npz shuffles. A fixed split makes runs comparable.
-    cut = max(1, len(x_train) - max(1, len(x_train) // 10))
+    # The last tenth is the validation split; a fixed split makes runs comparable. Unless images are few, it has all
+    # classes: the official ones are in random order, the sample's labels are 0, 1 … 9 in turn, load_npz shuffles.
+    cut = max(1, len(x_train) - max(1, len(x_train) // 10))  # at least one to train on, then at least one to validate
     return Cifar10(x_train[:cut], y_train[:cut], x_train[cut:], y_train[cut:], x_test, y_test)
 
 
@@ -183,7 +183,7 @@ def download():
             return Path(keras.utils.get_file("cifar-10-batches-py-target_archive", url, file_hash=SHA256))
         except Exception as error:  # get_file raises a plain Exception if a server cannot be reached
             print(f"Not downloaded: {error}")
-    raise DataError(f"CIFAR-10 could not be downloaded. Get it some other way and name it (--data). {ACCEPTED}")
+    raise DataError(f"CIFAR-10 could not be downloaded. Get it some other way and use --data PATH. {ACCEPTED}")
 
 
 def read_files(path):
@@ -262,7 +262,7 @@ class Parser(argparse.ArgumentParser):
         self.exit(2, f"error: {one_line(message)} (see --help)\n")
 
 
-# contextmanager lets a function be used in a `with` statement, whose lines run at the yield.
+# contextmanager makes this function usable in a `with` statement: the lines inside the `with` run at the yield.
 @contextlib.contextmanager
 def errors_in_one_line():
     """End a script with one line instead of a traceback for errors that its user can correct."""

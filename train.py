@@ -145,9 +145,9 @@ def assemble(standardiser, network):
 def training_and_validation(cifar10, holdout=False):
     """Return x_train, y_train, x_val, y_val of a Cifar10 tuple.
 
-    By default, as in the tutorial, all 50,000 training images train, and the test set is the validation data. The
-    tutorial's reason: the test set chooses nothing. That holds for the end-of-training weights, but it does choose the
-    best weights. With `holdout` 45,000 images train and 5,000 validate; the test set is kept for the end.
+    By default, as in the tutorial, the network learns from all 50,000 training images, and the test set is the
+    validation data. The tutorial's reason: the test set chooses nothing. For the end-of-training weights that is true,
+    but the best weights are chosen on it. With `holdout` 45,000 images are for training and 5,000 for validation.
     """
     x_train, y_train, x_val, y_val, x_test, y_test = cifar10
     if holdout:
@@ -163,7 +163,7 @@ def make_callbacks(model, run_dir, history, lr_schedule_fn=None):
     # ModelCheckpoint saves the whole model whenever the validation loss is lower than ever before. The loss says more
     # than the accuracy: it also counts how sure each answer is. A confident mistake costs most.
     checkpoint = keras.callbacks.ModelCheckpoint(
-        str(run_dir / "best.new.keras").replace("{", "{{").replace("}", "}}"),  # a format string; .new: see RunRecorder
+        str(run_dir / "best.new.keras").replace("{", "{{").replace("}", "}}"),  # Keras fills in {…}, but not {{…}}
         monitor="val_loss",
         save_best_only=True,
         initial_value_threshold=min(history["val_loss"], default=None),  # the lowest so far, if the run is resumed
@@ -188,15 +188,15 @@ def compile_and_train(
     model:           any untrained Keras model, raw pixels (B, 32, 32, 3) -> (B, 10) probabilities; `assemble` makes one
     run_name:        the folder is out/run_name/YYYYMMDD-HHMMSS
     x_…, y_…:        images uint8 (N, 32, 32, 3), labels (N,) or (N, 1) of 0…9; the validation images choose best.keras
-    settings:        a recipe, changed as you like: RECIPES["modern", "wrn"] | {"epochs": 15, "seed": 1}. "optimizer"
-                     may be a new Keras optimizer, and "scheme" a dict like those in augment.SCHEMES
+    settings:        such as RECIPES["modern", "wrn"] | {"epochs": 15}. "optimizer" may be a Keras optimizer, "scheme" a
+                     dict as in augment.SCHEMES. "drop_rate" and "dtype_policy" have no effect: your model has its own
     lr_schedule_fn:  a function from the epoch, counted from 0, to its learning rate; needs "schedule": "constant"
     run_dir:         continue the run in this folder, or begin it there; default: a new folder
 
     history maps epoch, accuracy, loss, val_accuracy, val_loss, learning_rate and seconds to lists with one entry per
     epoch. To resume, call this function again with the same arguments, a model built as before, and run_dir. Raises
-    ValueError for unusable arguments, if training diverges, if another process uses run_dir, and if the run in run_dir
-    has other settings or is damaged; then that run stays as it is.
+    ValueError for unusable arguments, if training diverges, and if another process uses run_dir. Raises it too if the
+    run in run_dir has other settings or is damaged; that run then stays as it is.
     """
     x_train, y_train = data.check_data(x_train, y_train, "x_train", "y_train")
     x_val, y_val = data.check_data(x_val, y_val, "x_val", "y_val")
@@ -211,8 +211,8 @@ def compile_and_train(
 
     # Compiling says how to learn (the optimizer), what to minimise (the loss), and what else to show (the metrics).
     # Cross-entropy is −log of the probability that the network gives to the true class, averaged over the batch: 0 if
-    # it is sure and right; confident mistakes cost most. Label smoothing of 0.1 turns a one-hot label's 1 into 0.91 and
-    # its 0s into 0.01, so that the network is not too sure; the loss stays above 0.5. On a GPU Keras compiles with XLA.
+    # it is sure and right. Label smoothing of 0.1 turns a one-hot label's 1 into 0.91 and its 0s into 0.01, so that the
+    # network is not too sure; the loss stays above 0.5. jit_compile "auto": on a GPU the compiler XLA makes it faster.
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=settings["label_smoothing"])
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False if settings["no_xla"] else "auto")
 
@@ -241,7 +241,7 @@ def compile_and_train(
                 verbose=1 if os.isatty(1) else 2,  # a progress bar on a terminal, else one line per epoch
             )
         else:
-            model.optimizer.finalize_variable_values(model.trainable_variables)  # as `fit` does last, for use_ema
+            model.optimizer.finalize_variable_values(model.trainable_variables)  # as `fit` ends, for averaged weights
         if not (run_dir / "model.keras").exists():  # not saved yet, or removed by RunRecorder
             model.save(run_dir / "model.new.keras")
             replace(run_dir / "model.new.keras", run_dir / "model.keras")
@@ -281,11 +281,11 @@ def plot_histories(histories, path):
 
 
 def evaluate_performance(model, history, run_dir, x_test, y_test):
-    """Print a run's accuracy on x_test with two sets of weights, and return both fractions: end of training, best.
+    """Print the accuracy on x_test of a run's two sets of weights, end of training and best; return both, each 0 to 1.
 
-    The first is of `model` as it is; the second is of best.keras, from the epoch with the lowest validation loss. Which
-    is the result? If x_test was the validation data, it chose the best weights, so that their score is optimistic: the
-    first. Otherwise the second. Draws curves.png, writes metrics.json. Raises ValueError for bad data or files.
+    The first is of `model` as it is; the second is of best.keras, from the epoch with the lowest validation loss. If
+    x_test was the validation data, it chose the best weights, so their score is optimistic, and the first is the
+    result. Otherwise the second is. Draws curves.png, writes metrics.json. Raises ValueError for bad data or files.
     """
     x_test, y_test = data.check_data(x_test, y_test, "x_test", "y_test")
     run_dir, onehot = Path(run_dir).expanduser(), data.get_onehot(y_test)
@@ -430,7 +430,7 @@ def look(model, x, y, run_dir):
 
 
 def run(settings, out="runs", run_dir=None):
-    """Train, evaluate and look at one of the two networks. settings: all of them, as make_settings returns them."""
+    """Train, evaluate and look at one of the two networks. `settings` must be complete, as from make_settings."""
     # First the number format and the seed, then the network: its first weights are random.
     keras.config.set_dtype_policy(settings["dtype_policy"])
     keras.utils.set_random_seed(settings["seed"])
@@ -503,8 +503,7 @@ class RunRecorder(keras.callbacks.Callback):
 
     state.npz is replaced last. If the run is killed before that, the epoch counts as not done, and a resumed run
     repeats it: from the same state it comes out the same, so nothing needs repair. (On a GPU the last digits may
-    differ, and best.keras may be that of the interrupted attempt. That does no harm: its accuracy is measured from the
-    file.)
+    differ, and best.keras may be that of the interrupted attempt, which does no harm.)
     """
 
     def __init__(self, run_dir, history, config):
@@ -525,8 +524,7 @@ class RunRecorder(keras.callbacks.Callback):
         if not all(np.isfinite(values).all() for values in (list(row.values()), *arrays)):
             (self.run_dir / "best.new.keras").unlink(missing_ok=True)
             raise data.UserError(
-                f"after epoch {epoch + 1} the loss or the weights are no longer numbers. The recorded files are of the"
-                " epoch before; start a new run with a lower learning rate"
+                f"epoch {epoch + 1}: loss or weights are no longer numbers; start a new run with a lower learning rate"
             )
         for name, value in row.items():
             self.history[name].append(value)
@@ -590,13 +588,13 @@ def open_run(model, run_dir, config):
 
 def describe_run(settings, model, optimizer, arrays):
     """Return the content of config.json: the settings, and what is needed to recognise data, network and machine."""
-    config = {**settings, "data": {"fingerprint": data.fingerprint(arrays), "train_count": len(arrays[0])}}
-    config["data"]["validation"] = data.fingerprint(arrays[2:])
+    config = {**settings, "dtype_policy": keras.config.dtype_policy().name, "data": {"train_count": len(arrays[0])}}
+    config["data"] |= {"fingerprint": data.fingerprint(arrays), "validation": data.fingerprint(arrays[2:])}
     if settings["optimizer"] is optimizer:  # one of the caller's own
         config |= {f"optimizer_{name}": value for name, value in optimizer.get_config().items()}
         config |= {"optimizer": type(optimizer).__name__, "optimizer_name": None}  # Keras numbers names: adam_1
     # A hash of the network's configuration notices a change that leaves all shapes as they are, such as ReLU to tanh.
-    # The numbers in names like conv2d_7 are left out: Keras counts on. (A subclassed model may have no configuration.)
+    # Numbers as in conv2d_7 are left out: a rebuilt network has others. (A subclassed model may have no configuration.)
     with contextlib.suppress(Exception):
         text = json.dumps(keras.saving.serialize_keras_object(model)["config"], sort_keys=True)
         config["network_digest"] = hashlib.sha256(re.sub(r'_\d+"', '"', text).encode()).hexdigest()
@@ -606,7 +604,7 @@ def describe_run(settings, model, optimizer, arrays):
     return json.loads(json.dumps(config, default=lambda x: x.tolist() if hasattr(x, "tolist") else str(x)))
 
 
-# The numbers that are possible (least <= number < limit), and the possible words.
+# The possible numbers: least <= number < limit, and whole numbers where the limit is an int. Then the possible words.
 LIMITS = {"epochs": (1, 2**31), "batch_size": (1, 2**31), "seed": (0, 2**31), "learning_rate": (1e-9, 1000.0)}
 LIMITS |= dict.fromkeys(("drop_rate", "warmup", "weight_decay", "label_smoothing"), (0.0, 1.0))
 CHOICES = {"schedule": ("constant", "inverse_time", "cosine"), "recipe": ("tutorial", "modern")}
@@ -635,12 +633,12 @@ def check_settings(settings):
 
 
 def check_model(model, images):
-    """Raise data.UserError unless `model` gives each image ten probabilities."""
+    """Raise data.UserError unless `model` gives each image ten probabilities. (np.abs: negative numbers are none.)"""
     outputs = model(tf.cast(images, tf.float32), training=False)  # this also builds a model that is not built yet
     shape = tuple(getattr(outputs, "shape", ()))  # () if there are several outputs
     if shape != (len(images), len(data.CLASS_NAMES)) or not np.allclose(np.abs(outputs).sum(axis=1), 1, atol=0.01):
         raise data.UserError(
-            f"the model must have one output (B, 10), and each row must sum to 1; its shape is {shape or 'several'}; "
+            f"the model's one output (B, 10) must be probabilities with the sum 1; its shape is {shape or 'several'}; "
             'end it with Dense(10, activation="softmax")'
         )
 
@@ -671,10 +669,10 @@ MEANINGS = {
 
 
 def make_parser():
-    """Return the parser of the command line. Flags that are not typed are left out of its result, or None."""
+    """Return the parser of the command line. Its result has only the flags that were typed, and `network` (or None)."""
     parser = data.Parser(description="Step 5: train, evaluate, draw pictures.", argument_default=argparse.SUPPRESS)
     parser.add_argument("network", nargs="?", choices=["svgg", "wrn"], default=None, help="VGG or Wide ResNet")
-    resume = "continue the run in this folder (a larger --epochs lengthens it, unless cosine), or begin it there"
+    resume = "continue the run in this folder, or begin it there; a larger --epochs lengthens it, but not with cosine"
     parser.add_argument("--resume", metavar="RUN", help=resume)
     parser.add_argument("--data", metavar="SOURCE", dest="source", help="folder, archive, .npz, or the word sample")
     parser.add_argument("--out", metavar="DIR", help="folder for the runs (default: runs)")
@@ -684,15 +682,17 @@ def make_parser():
         if defaults[0] is False:
             parser.add_argument(flag, action="store_true", help=meaning)
             continue
-        kind = (lambda word: schemes.get(word, word)) if name == "scheme" else type(defaults[0])
+        kind = (lambda word: schemes.get(word, word)) if name == "scheme" else type(defaults[0])  # "4" -> 4, a key
         accepted = {"choices": CHOICES[name]} if name in CHOICES else {"metavar": "X"}
         parser.add_argument(flag, type=kind, help=f"{meaning} [{' | '.join(map(str, defaults))}]", **accepted)
     return parser
 
 
 def make_settings(typed, run_dir=None):
-    """Return the settings of a run: the defaults, the recipe, what the run in run_dir has recorded, what was typed."""
+    """Return a run's settings. In rising order of rank: defaults, recipe, recorded in run_dir, typed."""
     recorded = read_config(run_dir) if run_dir and (run_dir / "config.json").exists() else {}
+    if any(typed.get(name, recorded.get(name)) != recorded.get(name) for name in ("network", "recipe")):
+        recorded = {name: recorded[name] for name in DEFAULTS if name in recorded}  # not the table of the other recipe
     chosen = DEFAULTS | recorded | typed
     if chosen["network"] not in ("svgg", "wrn"):
         raise data.UserError("say which network, svgg or wrn; or give --resume RUN with a run of one of these")

@@ -145,6 +145,9 @@ def test_what_is_typed_comes_before_what_is_recorded_and_that_before_the_recipe(
     expected = settings_of("wrn --recipe modern") | {"epochs": 9, "warmup": 0.5, "seed": 5, "scheme": "mine"}
     expected["source"] = os.path.realpath(tmp_path / "mine.npz")  # to be found from another folder
     assert settings_of("--epochs 9 --data mine.npz --scheme mine", tmp_path) == expected
+    kept = {"seed": 5, "source": "/old"}  # another network or recipe has settings of its own
+    assert settings_of("svgg", tmp_path) == settings_of("svgg --recipe modern") | kept
+    assert settings_of("--recipe tutorial", tmp_path) == settings_of("wrn") | kept
 
 
 @pytest.mark.parametrize(
@@ -581,6 +584,11 @@ def test_no_xla_reaches_compile(tmp_path, monkeypatch, no_xla, jit_compile):
     with pytest.raises(AttributeError):  # it has no optimizer
         train_tiny(tiny_network(), tmp_path, no_xla=no_xla)
     assert given == [jit_compile]
+
+
+def test_number_format_that_is_recorded_is_the_one_in_use(tmp_path, mixed_precision):
+    train_tiny(tiny_model(), tmp_path, epochs=1)  # its settings say float32
+    assert read_json(tmp_path / "config.json")["dtype_policy"] == "mixed_float16"
 
 
 def test_mixed_precision_trains_and_its_probabilities_are_float32(tmp_path, figures):
