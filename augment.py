@@ -40,8 +40,8 @@ from matplotlib.figure import Figure
 #
 # A scheme is a dict: eleven keyword arguments of ImageDataGenerator, and one of our own, are possible:
 #
-#   width_shift_range, height_shift_range    the largest shift: width up or down, height left or right (as in Keras).
-#                                            A float is pixels, below 1 a share of the side. Int 5: whole ones, up to 4
+#   width_shift_range, height_shift_range    the largest shift; as in Keras, width is up or down, height left or right.
+#                                            0.25: a quarter of the side; 8.0: pixels; the int 5: whole pixels, up to 4
 #   rotation_range, shear_range              the largest angle, in degrees
 #   zoom_range                               0.2: factors from 0.8 to 1.2, in width and height independently
 #   horizontal_flip                          True: half of the images, drawn at random, are mirrored
@@ -194,7 +194,7 @@ def random_transform(images, scheme, seed):
     seed = tf.constant([seed, 0], tf.int64) if isinstance(seed, int) else seed
     matrices = affine_matrices(**draw_transforms(count, scheme, size, seed), size=size)
     images = warp(images, matrices, settings.get("fill_mode", "nearest"))
-    if side := settings.get("cutout"):  # corners: first row and column of a square inside; fold_in: a new seed
+    if side := settings.get("cutout"):  # corners: first row and column of a square that lies inside; fold_in: new seed
         corners = tf.random.stateless_uniform([2, count, 1], tf.random.fold_in(seed, 9), 0, size - side + 1, tf.int32)
         rows, columns = tf.unstack((tf.range(size) >= corners) & (tf.range(size) < corners + side))  # masks (B, size)
         images = tf.where(rows[:, :, None, None] & columns[:, None, :, None], 127.5, images)  # grey, about the mean
@@ -408,7 +408,7 @@ def scheme_settings(scheme):
         if name in SWITCHES and not isinstance(value, bool):
             raise UserError(f"{name} must be True or False, not {value!r}")
         if name in NUMBERS and (not isinstance(value, int | float) or isinstance(value, bool) or not value >= 0):
-            raise UserError(f"{name} must be a single number from 0, not {value!r}")
+            raise UserError(f"{name} must be a single number, 0 or more, not {value!r}")
     return settings
 
 

@@ -97,7 +97,7 @@ def load_cifar10(source=None):
         x_test, y_test = batches[5]
     # The last tenth is the validation split; a fixed split makes runs comparable. Unless images are few, it has all
     # classes: the official ones are in random order, the sample's labels are 0, 1 … 9 in turn, load_npz shuffles.
-    cut = max(1, len(x_train) - max(1, len(x_train) // 10))  # at least one to train on, then at least one to validate
+    cut = max(1, len(x_train) - max(1, len(x_train) // 10))  # at least one to train on; of two, one to validate
     return Cifar10(x_train[:cut], y_train[:cut], x_train[cut:], y_train[cut:], x_test, y_test)
 
 

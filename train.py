@@ -146,8 +146,8 @@ def training_and_validation(cifar10, holdout=False):
     """Return x_train, y_train, x_val, y_val of a Cifar10 tuple.
 
     By default, as in the tutorial, the network learns from all 50,000 training images, and the test set is the
-    validation data. The tutorial's reason: the test set chooses nothing. For the end-of-training weights that is true,
-    but the best weights are chosen on it. With `holdout` 45,000 images are for training and 5,000 for validation.
+    validation data. The tutorial's reason: the test set chooses nothing. True of the end-of-training weights, but the
+    best weights are chosen on it. With `holdout` 45,000 images train and 5,000 validate; the test set is for the end.
     """
     x_train, y_train, x_val, y_val, x_test, y_test = cifar10
     if holdout:
@@ -188,7 +188,7 @@ def compile_and_train(
     model:           any untrained Keras model, raw pixels (B, 32, 32, 3) -> (B, 10) probabilities; `assemble` makes one
     run_name:        the folder is out/run_name/YYYYMMDD-HHMMSS
     x_…, y_…:        images uint8 (N, 32, 32, 3), labels (N,) or (N, 1) of 0…9; the validation images choose best.keras
-    settings:        such as RECIPES["modern", "wrn"] | {"epochs": 15}. "optimizer" may be a Keras optimizer, "scheme" a
+    settings:        a recipe: RECIPES["modern", "wrn"] | {"epochs": 15}. "optimizer" may be a new Keras one, "scheme" a
                      dict as in augment.SCHEMES. "drop_rate" and "dtype_policy" have no effect: your model has its own
     lr_schedule_fn:  a function from the epoch, counted from 0, to its learning rate; needs "schedule": "constant"
     run_dir:         continue the run in this folder, or begin it there; default: a new folder
@@ -212,7 +212,7 @@ def compile_and_train(
     # Compiling says how to learn (the optimizer), what to minimise (the loss), and what else to show (the metrics).
     # Cross-entropy is −log of the probability that the network gives to the true class, averaged over the batch: 0 if
     # it is sure and right. Label smoothing of 0.1 turns a one-hot label's 1 into 0.91 and its 0s into 0.01, so that the
-    # network is not too sure; the loss stays above 0.5. jit_compile "auto": on a GPU the compiler XLA makes it faster.
+    # network is not too sure; the loss stays above 0.5. jit_compile "auto": on a GPU, XLA makes the training faster.
     loss = keras.losses.CategoricalCrossentropy(label_smoothing=settings["label_smoothing"])
     model.compile(optimizer, loss, metrics=["accuracy"], jit_compile=False if settings["no_xla"] else "auto")
 
@@ -241,7 +241,7 @@ def compile_and_train(
                 verbose=1 if os.isatty(1) else 2,  # a progress bar on a terminal, else one line per epoch
             )
         else:
-            model.optimizer.finalize_variable_values(model.trainable_variables)  # as `fit` ends, for averaged weights
+            model.optimizer.finalize_variable_values(model.trainable_variables)  # as at the end of `fit`, for use_ema
         if not (run_dir / "model.keras").exists():  # not saved yet, or removed by RunRecorder
             model.save(run_dir / "model.new.keras")
             replace(run_dir / "model.new.keras", run_dir / "model.keras")
@@ -503,7 +503,7 @@ class RunRecorder(keras.callbacks.Callback):
 
     state.npz is replaced last. If the run is killed before that, the epoch counts as not done, and a resumed run
     repeats it: from the same state it comes out the same, so nothing needs repair. (On a GPU the last digits may
-    differ, and best.keras may be that of the interrupted attempt, which does no harm.)
+    differ, and best.keras may be that of the interrupted attempt. No harm: its accuracy is measured from the file.)
     """
 
     def __init__(self, run_dir, history, config):
@@ -524,7 +524,7 @@ class RunRecorder(keras.callbacks.Callback):
         if not all(np.isfinite(values).all() for values in (list(row.values()), *arrays)):
             (self.run_dir / "best.new.keras").unlink(missing_ok=True)
             raise data.UserError(
-                f"epoch {epoch + 1}: loss or weights are no longer numbers; start a new run with a lower learning rate"
+                f"epoch {epoch + 1} is not recorded: loss or weights are no longer numbers; use a lower learning rate"
             )
         for name, value in row.items():
             self.history[name].append(value)
@@ -633,7 +633,7 @@ def check_settings(settings):
 
 
 def check_model(model, images):
-    """Raise data.UserError unless `model` gives each image ten probabilities. (np.abs: negative numbers are none.)"""
+    """Raise data.UserError unless `model` gives each image ten probabilities. np.abs: negative ones spoil the sum."""
     outputs = model(tf.cast(images, tf.float32), training=False)  # this also builds a model that is not built yet
     shape = tuple(getattr(outputs, "shape", ()))  # () if there are several outputs
     if shape != (len(images), len(data.CLASS_NAMES)) or not np.allclose(np.abs(outputs).sum(axis=1), 1, atol=0.01):
@@ -691,8 +691,8 @@ def make_parser():
 def make_settings(typed, run_dir=None):
     """Return a run's settings. In rising order of rank: defaults, recipe, recorded in run_dir, typed."""
     recorded = read_config(run_dir) if run_dir and (run_dir / "config.json").exists() else {}
-    if any(typed.get(name, recorded.get(name)) != recorded.get(name) for name in ("network", "recipe")):
-        recorded = {name: recorded[name] for name in DEFAULTS if name in recorded}  # not the table of the other recipe
+    if any(name in typed and typed[name] != recorded.get(name) for name in ("network", "recipe")):
+        recorded = {name: recorded[name] for name in recorded.keys() - TABLE.keys()}  # its table is another recipe's
     chosen = DEFAULTS | recorded | typed
     if chosen["network"] not in ("svgg", "wrn"):
         raise data.UserError("say which network, svgg or wrn; or give --resume RUN with a run of one of these")

@@ -95,7 +95,7 @@ def further_miniblock(block_input, filters, drop_rate):
     """Continue a group: (B, H, W, filters) -> (B, H, W, filters).
 
     Within a group batch normalisation and ReLU come before each convolution ("pre-activation",
-    https://arxiv.org/abs/1603.05027), on the main path. On the shortcut they come only after the group's last sum. So
+    https://arxiv.org/abs/1603.05027), on the main path. The sums are left as they are until the end of the group. So
     nothing alters what is on the shortcut: each miniblock only adds to it.
     """
     main_path = conv(bn_relu(block_input), filters)

@@ -100,7 +100,7 @@ REFUSED = {
     "a pair": ({"zoom_range": (0.5, 1.0)}, "zoom_range"),
     "a number as a switch": ({"zca_whitening": 1}, "True or False"),
     "half a pixel": ({"cutout": 0.5}, "whole number"),
-    "a negative range": ({"rotation_range": -15}, "from 0"),
+    "a negative range": ({"rotation_range": -15}, "0 or more"),
     "another fill": ({"fill_mode": "constant"}, "reflect"),
 }
 
